@@ -1,0 +1,500 @@
+"""Every type that flows, from the event that a source hands in to the outcome that settle makes durable.
+
+An event travels alone in its envelope: ``Event → Extracted → Chunked → Embedded → Outcome``. A participle names
+the state that a document is in after the stage of that verb. All of them are frozen: a stage makes the next one
+from the last, and nothing that is in flight changes under anybody's feet. Counting acknowledgements of fragments
+was turned down: chunks live and die inside their document's envelope.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Metadata: TypeAlias = "Mapping[str, Json]"
+ChunkId: TypeAlias = str
+"""A chunk's primary key: 32 lower-case hexadecimal digits."""
+Digest: TypeAlias = bytes
+"""16 bytes over all that a row holds beside its key and its vectors."""
+
+CHUNK_ID_SCHEME = 1
+"""Goes into every chunk's key. A change of the scheme re-embeds everything: raise it knowingly."""
+
+
+class Op(StrEnum):
+    """What an event asks for."""
+
+    UPSERT = "upsert"
+    DELETE = "delete"
+
+
+class Verdict(StrEnum):
+    """How an event ended. RETRYING is the only one that is not an end."""
+
+    WRITTEN = "written"
+    DELETED = "deleted"
+    UNCHANGED = "unchanged"
+    SUPERSEDED = "superseded"
+    DEAD_LETTERED = "dead_lettered"
+    RETRYING = "retrying"
+
+
+class Stage(StrEnum):
+    """Where in the pipeline something happened."""
+
+    SOURCE = "source"
+    EXTRACT = "extract"
+    CHUNK = "chunk"
+    EMBED = "embed"
+    WRITE = "write"
+
+
+class VectorKind(StrEnum):
+    """The two kinds of vectors that a collection can have."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+
+
+class Role(StrEnum):
+    """Documents and queries are different inputs: models have a prompt, or a tower, for each."""
+
+    DOCUMENT = "document"
+    QUERY = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentKey:
+    """What an event is about: the lane that it takes."""
+
+    collection: str
+    document_id: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """A version of a document. Numbers compare only where the domains are equal."""
+
+    number: int
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of a document and what its source says about them."""
+
+    data: bytes
+    name: str
+    """The file's name, or the record's: its extension is a hint at the kind."""
+    content_type: str | None = None
+    title: str | None = None
+    metadata: Metadata = field(default_factory=dict)
+    signature: str | None = None
+    """What the source saw when it read these bytes (a file's stat), to be remembered with the outcome."""
+
+    def digest(self) -> str:
+        """Return a hash of the bytes and of all that was said about them."""
+        said = canonical_json([self.name, self.content_type, self.title, dict(self.metadata)])
+        return hashlib.sha256(hashlib.sha256(self.data).digest() + said).hexdigest()
+
+
+class Payload(Protocol):
+    """How to get at a document's bytes. They are read when the pipeline has room, not when the event arrives."""
+
+    def read(self) -> Content:
+        """Return the bytes and what the source says about them.
+
+        Raises:
+            DocumentError: It cannot be read, and will not become readable by itself.
+            TransientError: Reading failed in a way that may pass.
+            Superseded: The document changed or went away meanwhile; the source sends, or sent, a newer event.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one document, as a source hands it in."""
+
+    key: DocumentKey
+    op: Op
+    source: str
+    """The name of the configured source."""
+    position: str
+    """Where the event came from, for people: a path, or ``topic/partition@offset``."""
+    payload: Payload | None
+    """How to get at the bytes; None for a delete."""
+    version: Version | None = None
+    """None: the version is made when the event is written, later than the last one (folders)."""
+    size: int = 0
+    """Bytes that the payload will take in memory, as far as the source knows."""
+    signature: str | None = None
+    """What the source saw when it made the event; a payload that was read has a better one."""
+    attempt: int = 1
+    first_failed_at: float | None = None
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document's text, as its extractor read it."""
+
+    text: str
+    title: str | None = None
+    metadata: Metadata = field(default_factory=dict)
+
+
+class Span(NamedTuple):
+    """A chunk's place in its document's text, in characters: ``text[start:end]``."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger knows of a document: the version that is applied, and the rows that are in Milvus.
+
+    ``present`` rows are acknowledged and no attempt has touched them since; ``doubtful`` ids were to be written,
+    rewritten or deleted by an attempt whose end is not known. Only ``present`` is ever reused.
+    """
+
+    key: DocumentKey
+    source: str
+    version: Version
+    fingerprint: str
+    """Of the processing (extractor, chunker, their settings) that made the rows."""
+    content: str
+    """``Content.digest`` of the version that is applied; empty for a delete."""
+    present: Mapping[ChunkId, Digest] = field(default_factory=dict)
+    doubtful: frozenset[ChunkId] = frozenset()
+    deleted: bool = False
+    """A tombstone: an older version must not bring the document back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the collection. ``vectors`` is empty for a row whose vectors stay as they are."""
+
+    id: ChunkId
+    document_id: str
+    version: int
+    domain: str
+    chunk_index: int
+    text: str
+    source: str
+    fields: Metadata
+    """The declared fields."""
+    metadata: Metadata
+    """Everything else that is known about the document."""
+    vectors: Mapping[str, DenseVector | SparseVector] = field(default_factory=dict)
+
+    def digest(self) -> Digest:
+        """Return a digest of all that an upsert would change beside the vectors.
+
+        The version counts in the row of the first chunk only: an edit then touches one row and the changed ones,
+        and the document's latest version can still be read from Milvus alone, as the greatest of its rows'.
+        """
+        version = [self.version, self.domain] if self.chunk_index == 0 else []
+        said = [self.document_id, self.chunk_index, self.source, dict(self.fields), dict(self.metadata), version]
+        return hashlib.sha256(canonical_json(said)).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """An event whose document was read. ``document`` is None for a delete."""
+
+    event: Event
+    version: Version
+    entry: Entry | None
+    """The ledger's entry: it cannot change while the event holds its lane."""
+    content: Content | None
+    digest: str
+    document: Document | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """A document in rows, held against what the ledger says is in Milvus already."""
+
+    extracted: Extracted
+    new: tuple[Row, ...]
+    """To be embedded and written."""
+    kept: Mapping[ChunkId, Digest]
+    """In Milvus, and as they should be."""
+    rewritten: tuple[Row, ...]
+    """In Milvus, with the right vectors; another field differs."""
+    stale: tuple[ChunkId, ...]
+    """In Milvus, perhaps, and no longer wanted."""
+
+    @property
+    def event(self) -> Event:
+        """The event that all this is about."""
+        return self.extracted.event
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A window of a document's new rows, with their vectors. The last window completes the document."""
+
+    chunked: Chunked
+    rows: tuple[Row, ...]
+    first: bool
+    last: bool
+
+    @property
+    def event(self) -> Event:
+        """The event that all this is about."""
+        return self.chunked.event
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event did not get through."""
+
+    stage: Stage
+    error: str
+    """The name of the error's class."""
+    message: str
+    traceback: str | None = None
+    """Only for errors that nobody foresaw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of an event (or of this try): what settle makes durable in one transaction."""
+
+    event: Event
+    verdict: Verdict
+    entry: Entry | None = None
+    """The ledger's new entry; None leaves it as it is."""
+    content: Content | None = None
+    """The original, for a dead letter, as far as it was read."""
+    failure: Failure | None = None
+    wait: float | None = None
+    """RETRYING: seconds that the other side asked for; None leaves it to the retry policy."""
+    embedded: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a source that can be looked at again (a folder) saw of a document when that was settled."""
+
+    source: str
+    document_id: str
+    signature: str
+    verdict: Verdict
+    fingerprint: str
+    """Processing, or for a dead letter the whole configuration that the verdict rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An event in the retry queue. Files are references: the source reads them again."""
+
+    key: DocumentKey
+    op: Op
+    source: str
+    position: str
+    attempt: int
+    """The number of the next try."""
+    first_failed_at: float
+    due_at: float
+    """Seconds since 1970."""
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that failed for good, with all that is needed to see why and to try it again."""
+
+    id: int
+    key: DocumentKey
+    op: Op
+    source: str
+    position: str
+    failure: Failure
+    attempts: int
+    first_failed_at: float
+    last_failed_at: float
+    version: Version | None
+    fingerprint: str
+    """The configuration that was in force."""
+    name: str | None = None
+    content_type: str | None = None
+    metadata: Metadata = field(default_factory=dict)
+    size: int | None = None
+    """Of the original, in bytes, where it was read."""
+    data: bytes | None = None
+    """The original bytes; None: too large, or never read (see ``position``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """What is read back of a row to rebuild a ledger from Milvus."""
+
+    id: ChunkId
+    document_id: str
+    version: Version
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that answers a query."""
+
+    id: ChunkId
+    document_id: str
+    chunk_index: int
+    score: float
+    text: str
+    source: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a health answer, or of ``ingestd check``."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What became of the events of this run. Every accepted event is in exactly one of the others."""
+
+    accepted: int = 0
+    written: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    superseded: int = 0
+    dead_lettered: int = 0
+    retrying: int = 0
+    in_flight: int = 0
+    chunks_embedded: int = 0
+    chunks_reused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model says of itself."""
+
+    kinds: frozenset[VectorKind]
+    dimension: int | None
+    """Of the dense vectors; None for a model that has none."""
+    space: str
+    """Fingerprint of the vector space: weights, pooling, prompts, normalisation, dimension. Not the dtype."""
+    dtype: str
+    device: str
+
+
+DenseVector: TypeAlias = "NDArray[np.float32]"
+DenseVectors: TypeAlias = "NDArray[np.float32]"
+"""Shape (texts, dimension), dtype float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """One sparse vector: ``indices`` uint32 and ``values`` float32, of equal length."""
+
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVectors:
+    """Sparse vectors in CSR form: row i is ``indices[indptr[i]:indptr[i + 1]]`` and the values there.
+
+    ``indptr`` is int64 of length n + 1, ``indices`` uint32, ``values`` float32.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.uint32]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return len(self.indptr) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> SparseVector: ...
+    @overload
+    def __getitem__(self, at: slice) -> SparseVectors: ...
+    def __getitem__(self, at: int | slice) -> SparseVector | SparseVectors:
+        """Return one vector, or a run of them."""
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step != 1:
+                raise ValueError("sparse vectors are sliced without a step")
+            pointers = self.indptr[start : max(start, stop) + 1]
+            low, high = int(pointers[0]), int(pointers[-1])
+            return SparseVectors(pointers - low, self.indices[low:high], self.values[low:high])
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        low, high = int(self.indptr[at % len(self)]), int(self.indptr[at % len(self) + 1])
+        return SparseVector(self.indices[low:high], self.values[low:high])
+
+    def __iter__(self) -> Iterator[SparseVector]:
+        """Yield the vectors in order."""
+        return (self[at] for at in range(len(self)))
+
+    @staticmethod
+    def of(rows: Sequence[SparseVector]) -> SparseVectors:
+        """Return the rows as one CSR block."""
+        lengths = np.fromiter((len(row.indices) for row in rows), dtype=np.int64, count=len(rows))
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        if not rows:
+            return SparseVectors(indptr, np.zeros(0, np.uint32), np.zeros(0, np.float32))
+        indices = np.concatenate([row.indices for row in rows]).astype(np.uint32, copy=False)
+        values = np.concatenate([row.values for row in rows]).astype(np.float32, copy=False)
+        return SparseVectors(indptr, indices, values)
+
+
+Vectors: TypeAlias = "DenseVectors | SparseVectors"
+"""One vector a text, in the texts' order; ``len(v)`` and ``v[i]`` work on both."""
+
+
+def canonical_json(value: object) -> bytes:
+    """Return one and the same UTF-8 text for equal values: sorted keys, no spaces, surrogates escaped."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def chunk_ids(document_id: str, texts: Iterable[str]) -> list[ChunkId]:
+    """Return the primary keys of a document's chunks.
+
+    A key hashes, length-prefixed, a scheme number, the document's id, all that the embedder sees of the chunk, and
+    which of its equals within the document it is. It does not depend on the chunk's place, so an edit leaves the
+    keys of all other chunks as they were.
+
+    Args:
+        document_id: The document.
+        texts: What the embedder sees of each chunk, in the document's order.
+    """
+    occurrences: Counter[str] = Counter()
+    ids = []
+    for text in texts:
+        occurrence = occurrences[text]
+        occurrences[text] += 1
+        hasher = hashlib.sha256()
+        for part in (str(CHUNK_ID_SCHEME), document_id, text, str(occurrence)):
+            encoded = part.encode("utf-8", "surrogatepass")
+            hasher.update(len(encoded).to_bytes(8, "big"))
+            hasher.update(encoded)
+        ids.append(hasher.hexdigest()[:32])
+    return ids

@@ -1,0 +1,433 @@
+"""The protocols between the engine and everything that can be plugged into it.
+
+A plug-in is one file in ``sources``, ``extractors``, ``chunkers``, ``embedders`` or ``sinks``. Its name is the
+``type`` in the configuration, and it holds a frozen pydantic model called ``Config`` with a ``build`` method
+that returns the thing itself; ``build``'s arguments are given below, at each port. A third party's plug-in is an
+entry point in the group ``ingestd.sources`` (``.extractors``, …) that names such a module.
+
+Protocols, not base classes: a plug-in imports the types that flow and nothing of the engine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ingestd.model import (
+        Check,
+        ChunkId,
+        Content,
+        DeadLetter,
+        Document,
+        DocumentKey,
+        Entry,
+        Event,
+        Hit,
+        ModelInfo,
+        Outcome,
+        Parked,
+        Role,
+        Row,
+        Seen,
+        Span,
+        StoredRow,
+        VectorKind,
+        Vectors,
+        Verdict,
+    )
+
+
+class Clock(Protocol):
+    """Time, so that tests can drive it."""
+
+    def time(self) -> float:
+        """Return seconds since 1970."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that only runs forward."""
+        ...
+
+
+class Intake(Protocol):
+    """What the engine offers to a source. Safe to call from any thread."""
+
+    def submit(self, event: Event) -> None:
+        """Accept an event. Blocks while the pipeline is full or a breaker behind it is open.
+
+        Raises:
+            Stopped: The daemon is stopping; the event was not accepted.
+        """
+        ...
+
+    def skip(self, verdict: Verdict, count: int = 1) -> None:
+        """Count documents that were looked at and need no event: they are as they were settled."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, and say that the source is alive.
+
+        Raises:
+            Stopped: The daemon is stopping.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Where events come from.
+
+    Built by ``Config.build(name: str, scope: SourceScope)``.
+    """
+
+    name: str
+    collection: str
+
+    def run(self, intake: Intake, *, once: bool) -> None:
+        """Hand in events until ``intake`` raises Stopped, on a thread of the source's own.
+
+        With ``once``: hand in what is there now, wait until it is settled, and return.
+        """
+        ...
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of this source's outcomes, which are durable now. Called by settle's thread; must not block."""
+        ...
+
+    def revive(self, parked: Parked | DeadLetter) -> Event | None:
+        """Return the event of a parked record or a dead letter, or None if there is nothing left to try again."""
+        ...
+
+    def checks(self) -> Sequence[Check]:
+        """Say how the source is: one line for each thing that can be wrong. Called from any thread."""
+        ...
+
+    def probe(self) -> Sequence[Check]:
+        """Say whether the source could start: what ``ingestd check`` prints. Changes nothing."""
+        ...
+
+    def confirm(self) -> int:
+        """Let deletes go on that were held because there were too many at once; return how many were held."""
+        ...
+
+
+class SourceScope(Protocol):
+    """What a source may know of the rest, given to its ``Config.build``."""
+
+    clock: Clock
+    seen: SeenStore
+
+    def fingerprint(self, verdict: Verdict) -> str:
+        """Return the fingerprint that a document that was settled with this verdict must have to be left alone."""
+        ...
+
+
+class SeenStore(Protocol):
+    """What a source reads of its own past when it starts."""
+
+    def seen(self, source: str) -> Iterator[Seen]:
+        """Yield what was seen of every document of the source."""
+        ...
+
+    def documents(self, source: str) -> Iterator[tuple[str, bool]]:
+        """Yield the ids of the source's documents that the ledger holds (no tombstones), and whether each is whole.
+
+        A document with doubtful rows is not whole: it has to be sent again.
+        """
+        ...
+
+    def resee(self, seen: Sequence[Seen]) -> None:
+        """Replace what was seen of these documents: same content, new stat. Durable soon, not at once."""
+        ...
+
+    def confirmed(self, source: str) -> bool:
+        """Return, once, whether an operator confirmed the source's held deletes while no daemon ran."""
+        ...
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Bytes of one kind to text. Runs in a limited child process.
+
+    Built by ``Config.build()``. ``Config`` declares the class variables ``kinds`` (the media types that it reads)
+    and ``revision`` (raised when the same bytes would give another text).
+    """
+
+    def extract(self, content: Content) -> Document:
+        """Return the document's text.
+
+        Raises:
+            DocumentError: The bytes are not what they say they are, or beyond a limit.
+        """
+        ...
+
+
+class Extraction(Protocol):
+    """All extractors of a daemon, in limited child processes. Safe to call from several threads."""
+
+    fingerprint: str
+
+    def extract(self, content: Content) -> Document:
+        """Decide the kind, and return the text.
+
+        Raises:
+            DocumentError: No extractor for the kind, bad bytes, or a limit was reached (time, memory).
+        """
+        ...
+
+    def close(self) -> None:
+        """End the child processes."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """An embedder's own tokenizer, without its model. Safe to call from several threads."""
+
+    limit: int | None
+    """The most tokens of a text that the model sees: its length less special tokens and the prompt."""
+    digest: str
+
+    def offsets(self, text: str) -> NDArray[np.int64]:
+        """Return where each token starts and ends in the text, in characters: shape (tokens, 2).
+
+        No special tokens, never truncated. Characters that belong to no token (white space) are in no row.
+        """
+        ...
+
+
+@runtime_checkable
+class Chunker(Protocol):
+    """Text to spans.
+
+    Built by ``Config.build(tokenizer: Tokenizer)``; the configuration and ``Config.revision`` (a class variable,
+    raised when the same text would be cut elsewhere) make the chunker's part of the processing fingerprint.
+    """
+
+    def split(self, text: str) -> Sequence[Span]:
+        """Return the chunks' places, in order, none empty or of white space only. Empty for a text without any."""
+        ...
+
+
+class Embedder(Protocol):
+    """A model that turns texts into vectors of one or more kinds.
+
+    Built by ``Config.build(name: str, devices: DevicePool)``; ``Config.tokenizer()`` returns its Tokenizer without
+    loading the model. Safe to call from several threads.
+    """
+
+    name: str
+
+    def info(self) -> ModelInfo:
+        """Return what the model is, loading it if need be (seconds to minutes).
+
+        Raises:
+            ConfigError: The model cannot be loaded as configured.
+        """
+        ...
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text for each kind.
+
+        Raises:
+            DocumentError: The model cannot embed one of the texts; the caller halves to find it.
+            UnavailableError: The device or the provider is down.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
+class DevicePool(Protocol):
+    """The worker processes that hold models, one process a device."""
+
+    def load(self, name: str, module: str, options: Mapping[str, object], device: str) -> Device:
+        """Have the worker of the device load a model by ``module``'s ``load(options, device)``.
+
+        Args:
+            name: The embedder's name, for messages.
+            module: A module with ``load(options: Mapping, device: str)`` that returns a ``devices.Model``.
+            options: Picklable.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+        """
+        ...
+
+    def checks(self) -> Sequence[Check]:
+        """Say how the workers are."""
+        ...
+
+    def close(self) -> None:
+        """End the workers."""
+        ...
+
+
+class Device(Protocol):
+    """One model in a worker."""
+
+    def info(self) -> ModelInfo:
+        """Wait until the model is loaded, and return what it is."""
+        ...
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """As Embedder.embed."""
+        ...
+
+
+class Sink(Protocol):
+    """One collection. Every call is idempotent, has a timeout, and raises by the errors' verdicts:
+
+    DocumentError when the server refuses one of the rows (the caller halves to find it), UnavailableError, or
+    ConfigError when the set-up is refused. Safe to call from several threads.
+    """  # noqa: D415 - the colon introduces the second paragraph
+
+    collection: str
+
+    def upsert(self, rows: Sequence[Row]) -> None:
+        """Write rows with their vectors, split into requests by bytes and rows. Keys are unique."""
+        ...
+
+    def rewrite(self, rows: Sequence[Row]) -> frozenset[ChunkId]:
+        """Write all but the vectors of rows that are there.
+
+        Returns:
+            The ids that turned out not to be there: the ledger was wrong, and they have to be embedded again.
+        """
+        ...
+
+    def delete(self, ids: Sequence[ChunkId]) -> None:
+        """Delete rows by key; those that are not there count as deleted."""
+        ...
+
+    def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
+        """Return which of the ids are there, read with Strong consistency."""
+        ...
+
+    def stored(self) -> Iterator[StoredRow]:
+        """Yield every row of the collection: what a ledger is rebuilt from."""
+        ...
+
+    def count(self) -> int:
+        """Return the number of rows, read with Strong consistency."""
+        ...
+
+    def probe(self) -> None:
+        """Ask something small: returns if the collection answers, raises UnavailableError if not."""
+        ...
+
+    def validate(self, row: Row) -> None:
+        """Check what a row without vectors can already be refused for: lengths in bytes, types of declared fields.
+
+        Raises:
+            DocumentError: Which field, and why.
+        """
+        ...
+
+    def search(self, field: str, vectors: Vectors, limit: int) -> Sequence[Sequence[Hit]]:
+        """Return the nearest rows for each query vector, best first (Bounded consistency)."""
+        ...
+
+
+class Ledger(Protocol):
+    """What is applied, per document. Reads may come from any thread."""
+
+    def entries(self, keys: Sequence[DocumentKey]) -> Mapping[DocumentKey, Entry]:
+        """Return what is known of these documents."""
+        ...
+
+    def write_ahead(self, entries: Sequence[Entry]) -> None:
+        """Make these entries durable before Milvus is touched. Returns when they are on disk."""
+        ...
+
+    def binding(self, collection: str) -> str | None:
+        """Return the random id of the Milvus collection that the entries are about, if any."""
+        ...
+
+    def bind(self, collection: str, identity: str, entries: Iterable[Entry]) -> None:
+        """Void the collection's entries and seens, and start again from these, in one transaction."""
+        ...
+
+    def collection_entries(self, collection: str) -> Iterator[Entry]:
+        """Yield all entries of a collection."""
+        ...
+
+    def rows(self, collection: str) -> int:
+        """Return the number of present rows that the ledger knows in a collection."""
+        ...
+
+    def sources(self) -> Sequence[tuple[str, str, int]]:
+        """Return (source, collection, documents that are not deleted) for every source the ledger knows."""
+        ...
+
+
+class Store(Ledger, SeenStore, Protocol):
+    """Ledger, retry queue and dead letters in one place, so that moving an event between them is atomic."""
+
+    def settle(self, outcomes: Sequence[Outcome], fingerprints: Mapping[str, Fingerprints]) -> None:
+        """Make outcomes durable in one transaction: ledger entries, seens, parked events, dead letters.
+
+        Args:
+            outcomes: Of any collections and sources, in the order in which they ended.
+            fingerprints: By collection.
+        """
+        ...
+
+    def due(self, now: float, limit: int) -> Sequence[Parked]:
+        """Return parked events that are due, soonest first, without taking them out."""
+        ...
+
+    def next_due(self) -> float | None:
+        """Return when the next parked event is due, or None if nothing is parked."""
+        ...
+
+    def parked(self, *, limit: int | None = None) -> Sequence[Parked]:
+        """Return parked events, soonest first."""
+        ...
+
+    def hasten(self, now: float) -> int:
+        """Make all parked events due now; return how many there are."""
+        ...
+
+    def dead_letters(self, ids: Sequence[int] | None = None) -> Iterator[DeadLetter]:
+        """Yield dead letters, oldest first."""
+        ...
+
+    def discard(self, ids: Sequence[int]) -> int:
+        """Remove dead letters; return how many were there."""
+        ...
+
+    def forget(self, source: str, collection: str) -> None:
+        """Remove all that is known of a source: entries, seens, parked events and dead letters."""
+        ...
+
+    def confirm(self, source: str) -> None:
+        """Note that an operator confirmed the source's held deletes."""
+        ...
+
+
+class Fingerprints(Protocol):
+    """The two fingerprints of a collection's processing."""
+
+    processing: str
+    """Extractor, chunker, their settings: a difference is redone."""
+    configuration: str
+    """The same and the limits: a dead letter is tried again when it differs."""
+
+
+class Scheduler(Protocol):
+    """Decides when, and whether, a failed event is tried again."""
+
+    def next(self, attempt: int, first_failed_at: float, wait: float | None) -> float | None:
+        """Return the seconds until the next try, or None: there is none.
+
+        Args:
+            attempt: The number of the try that failed, from 1.
+            first_failed_at: When the first one did, in seconds since 1970.
+            wait: What the other side asked for.
+        """
+        ...
