@@ -1,0 +1,315 @@
+"""The catalogue of metrics: every number that the daemon exports, in one place, with what it means.
+
+One ``Metrics`` is made when the daemon is put together and passed down. It owns its registry: the library's global
+one was turned down, because two daemons in one process (tests) would then count into each other, and because
+whatever else is imported could add to what is exported.
+
+Names follow Prometheus: the prefix ``ingestd_``, base units (seconds, bytes), ``_total`` for what only grows. A label
+has few values, all known from the configuration or from the code: never a path, a document, a topic's key or a text
+of an error. Label values are plain strings, as the enumerations of ``model`` are.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Bounds for what takes from a millisecond (a small upsert) to a minute (a call at its timeout)."""
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Bounds for the number of things in a batch."""
+
+
+class EventMetrics:
+    """What became of the events: ``accepted`` = outcomes that are ends + parked + in flight."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Every event that a source handed in, and every document that it looked at and needed no event for.
+        self.accepted = Counter(
+            "ingestd_events_accepted_total", "Events accepted from sources.", ["source"], registry=registry
+        )
+        # Ends, by verdict. "retrying" is no end: the same event is counted again when it ends.
+        self.settled = Counter(
+            "ingestd_events_settled_total",
+            "Events settled, by how they ended; retrying is a try that failed and was parked.",
+            ["source", "verdict"],
+            registry=registry,
+        )
+        # Failures for good. The error is the name of its class.
+        self.dead_letters = Counter(
+            "ingestd_dead_letters_total",
+            "Events that became dead letters, by the stage and the class of the error.",
+            ["stage", "error"],
+            registry=registry,
+        )
+        # What waits for a person now, also from before this start.
+        self.dead_letters_kept = Gauge(
+            "ingestd_dead_letters_kept", "Dead letters that are kept, waiting for a person.", registry=registry
+        )
+        # What waits for its next try now.
+        self.retries_parked = Gauge(
+            "ingestd_retries_parked", "Events in the retry queue, waiting for their next try.", registry=registry
+        )
+        # Accepted and not settled yet: bounded, whatever arrives.
+        self.in_flight = Gauge(
+            "ingestd_events_in_flight", "Events that were accepted and are not settled yet.", registry=registry
+        )
+        # The memory that their bytes take, as far as the sources know sizes.
+        self.in_flight_bytes = Gauge(
+            "ingestd_events_in_flight_bytes", "Bytes of the documents that are in flight.", registry=registry
+        )
+        # From accept to settled: what a person waits for, between saving a file and finding it.
+        self.latency_seconds = Histogram(
+            "ingestd_event_latency_seconds",
+            "Time from the acceptance of an event to its settlement.",
+            ["collection"],
+            buckets=(*SECONDS, 300.0, 1800.0),
+            registry=registry,
+        )
+        # The later arrival won, because versions of two domains do not compare.
+        self.domain_changes = Counter(
+            "ingestd_version_domain_changes_total",
+            "Documents whose version came from another domain than the one before, so that the later arrival won.",
+            ["source"],
+            registry=registry,
+        )
+
+
+class StageMetrics:
+    """How the pipeline between the sources and settle is doing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # A full queue is back-pressure: the stage behind it is the slow one.
+        self.queue_depth = Gauge(
+            "ingestd_stage_queue_depth",
+            "Envelopes that wait in front of a stage.",
+            ["collection", "stage"],
+            registry=registry,
+        )
+        # How long a stage takes for a batch.
+        self.seconds = Histogram(
+            "ingestd_stage_batch_seconds",
+            "Time that a stage took for one batch.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        # Read when it is asked for (set_function), so that a stage that hangs is seen to grow old.
+        self.heartbeat_age_seconds = Gauge(
+            "ingestd_stage_heartbeat_age_seconds",
+            "Time since a stage last said that it is alive.",
+            ["collection", "stage"],
+            registry=registry,
+        )
+        # A dependency is down or refusing: the batch is held and the sources behind it pause.
+        self.breaker_open = Gauge(
+            "ingestd_breaker_open",
+            "1 while a dependency counts as down and intake behind it pauses, else 0.",
+            ["dependency"],
+            registry=registry,
+        )
+        # How often that began.
+        self.breaker_openings = Counter(
+            "ingestd_breaker_openings_total", "Times that a breaker opened.", ["dependency"], registry=registry
+        )
+        # Written without a chunk: nothing of them can be found.
+        self.empty_documents = Counter(
+            "ingestd_documents_without_text_total",
+            "Documents that were written without a chunk because they hold no text.",
+            ["collection"],
+            registry=registry,
+        )
+
+
+class EmbeddingMetrics:
+    """What the models did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # New or changed chunks: the work that costs.
+        self.chunks_embedded = Counter(
+            "ingestd_chunks_embedded_total", "Chunks that were embedded.", ["collection"], registry=registry
+        )
+        # Chunks that an edit left as they were: the work that was saved.
+        self.chunks_reused = Counter(
+            "ingestd_chunks_reused_total",
+            "Chunks that were in Milvus already and were not embedded again.",
+            ["collection"],
+            registry=registry,
+        )
+        # Small batches under load mean that batching is starved.
+        self.batch_texts = Histogram(
+            "ingestd_embed_batch_texts",
+            "Texts in one call of a model.",
+            ["embedder"],
+            buckets=SIZES,
+            registry=registry,
+        )
+        # One call of a model, with the way to its worker and back.
+        self.batch_seconds = Histogram(
+            "ingestd_embed_batch_seconds",
+            "Time that one call of a model took.",
+            ["embedder"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        # Chunks of documents, queries and probes alike.
+        self.texts = Counter(
+            "ingestd_embedded_texts_total", "Texts that a model embedded.", ["embedder"], registry=registry
+        )
+        # Where the embedder's own tokenizer is known; without padding.
+        self.tokens = Counter(
+            "ingestd_embedded_tokens_total",
+            "Tokens that a model embedded, where they were counted.",
+            ["embedder"],
+            registry=registry,
+        )
+        # A worker that keeps dying under some input.
+        self.worker_restarts = Counter(
+            "ingestd_device_worker_restarts_total",
+            "Times that the worker process of a device had to be started again.",
+            ["device"],
+            registry=registry,
+        )
+
+
+class MilvusMetrics:
+    """What was asked of Milvus. Operations are the names of the sink's methods."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Each request, also one that failed or timed out.
+        self.request_seconds = Histogram(
+            "ingestd_milvus_request_seconds",
+            "Time that one request to Milvus took.",
+            ["operation"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        # Requests that failed, by the verdict on them: the name of an error's class.
+        self.request_errors = Counter(
+            "ingestd_milvus_request_errors_total",
+            "Requests to Milvus that failed, by the class of the error.",
+            ["operation", "error"],
+            registry=registry,
+        )
+        # Acknowledged, new or again.
+        self.rows_written = Counter(
+            "ingestd_milvus_rows_written_total", "Rows that Milvus acknowledged.", ["collection"], registry=registry
+        )
+        # Asked for by key; a key that was not there counts too, Milvus does not tell.
+        self.rows_deleted = Counter(
+            "ingestd_milvus_rows_deleted_total", "Rows that were deleted by key.", ["collection"], registry=registry
+        )
+
+
+class SourceMetrics:
+    """How the sources are doing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # The rescan is the truth: it has to be quick beside its interval.
+        self.scan_seconds = Histogram(
+            "ingestd_source_scan_seconds",
+            "Time that one whole scan of a folder took.",
+            ["source"],
+            buckets=(*SECONDS, 300.0),
+            registry=registry,
+        )
+        # What the last whole scan found.
+        self.files = Gauge(
+            "ingestd_source_files", "Files that the last whole scan of a folder found.", ["source"], registry=registry
+        )
+        # Read when it is asked for (set_function): old means that the truth is not looked at.
+        self.scan_age_seconds = Gauge(
+            "ingestd_source_scan_age_seconds",
+            "Time since the last whole scan of a folder ended.",
+            ["source"],
+            registry=registry,
+        )
+        # The mass-delete guard at work: somebody has to confirm, or bring the folder back.
+        self.held_deletes = Gauge(
+            "ingestd_source_held_deletes",
+            "Deletes that are held because there were too many at once, waiting for a person to confirm them.",
+            ["source"],
+            registry=registry,
+        )
+        # The kernel dropped change notices; a rescan follows each.
+        self.watcher_overflows = Counter(
+            "ingestd_source_watcher_overflows_total",
+            "Times that the kernel's queue of change notices ran over.",
+            ["source"],
+            registry=registry,
+        )
+        # The watcher died and was started again; a rescan follows each.
+        self.watcher_restarts = Counter(
+            "ingestd_source_watcher_restarts_total",
+            "Times that a folder's watcher had to be started again.",
+            ["source"],
+            registry=registry,
+        )
+
+
+class StateMetrics:
+    """The daemon's own state."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Never silently empty: each of these reads everything back from Milvus and the sources.
+        self.ledger_rebuilds = Counter(
+            "ingestd_ledger_rebuilds_total",
+            "Times that a collection's ledger was rebuilt, by why: unbound, corrupt.",
+            ["collection", "reason"],
+            registry=registry,
+        )
+        # One transaction of settle, with its flush to disk.
+        self.commit_seconds = Histogram(
+            "ingestd_state_commit_seconds",
+            "Time that one durable commit of the state file took.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        # The state file with its write-ahead log.
+        self.file_bytes = Gauge("ingestd_state_file_bytes", "Size of the state file on disk.", registry=registry)
+
+
+class Metrics:
+    """All metrics of one daemon, by what they are about.
+
+    Args:
+        version: The daemon's own version, for the build's information.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.events = EventMetrics(self.registry)
+        self.stages = StageMetrics(self.registry)
+        self.embedding = EmbeddingMetrics(self.registry)
+        self.milvus = MilvusMetrics(self.registry)
+        self.sources = SourceMetrics(self.registry)
+        self.state = StateMetrics(self.registry)
+        # Always 1; its labels say what is running.
+        self.build = Info("ingestd_build", "What is running.", registry=self.registry)
+        self.build.info({"version": version, "python": platform.python_version()})
+        # process_…: memory, descriptors, CPU time, start. python_gc_…: pauses have their cause here.
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def accepted(self, source: str, count: int) -> None:
+        """Count events that a source handed in, or documents that it looked at and needed no event for."""
+        self.events.accepted.labels(source=source).inc(count)
+
+    def settled(self, source: str, verdict: str, count: int) -> None:
+        """Count events by how they ended.
+
+        Args:
+            source: The configured source's name.
+            verdict: A ``model.Verdict``.
+            count: How many.
+        """
+        self.events.settled.labels(source=source, verdict=str(verdict)).inc(count)
