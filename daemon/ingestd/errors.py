@@ -75,3 +75,7 @@ class Superseded(Exception):  # noqa: N818 - a verdict, not an error
 
 class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
     """The daemon is stopping: unwind and return."""
+
+
+class Suspect(Exception):  # noqa: N818 - a verdict on a batch
+    """A dependency answers a probe, and fails on this batch again and again: the batch only looks like an outage."""

@@ -290,6 +290,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settlement ended beside its own events."""
+
+    superseded: int = 0
+    """Parked events that an outcome took the place of."""
+    mended: int = 0
+    """Dead letters that a later, good event of the same document made pointless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """The two fingerprints of a collection's processing."""
+
+    processing: str
+    """Extractors, chunker, their settings: a difference is redone."""
+    configuration: str
+    """The same and the limits: a dead letter is tried again when it differs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What a source that can be looked at again (a folder) saw of a document when that was settled."""
 
@@ -299,6 +319,14 @@ class Seen:
     verdict: Verdict
     fingerprint: str
     """Processing, or for a dead letter the whole configuration that the verdict rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A document that failed after some of its windows went on: write takes them back, and then passes on why."""
+
+    chunked: Chunked
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ Protocols, not base classes: a plug-in imports the types that flow and nothing o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         DocumentKey,
         Entry,
         Event,
+        Fingerprints,
         Hit,
         ModelInfo,
         Outcome,
@@ -35,12 +36,15 @@ if TYPE_CHECKING:
         Role,
         Row,
         Seen,
+        Settled,
         Span,
         StoredRow,
         VectorKind,
         Vectors,
         Verdict,
     )
+
+R = TypeVar("R")
 
 
 class Clock(Protocol):
@@ -121,6 +125,8 @@ class SourceScope(Protocol):
 
     clock: Clock
     seen: SeenStore
+    max_bytes: int
+    """The most bytes that a document may have: a source refuses a larger one before it reads it."""
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the fingerprint that a document that was settled with this verdict must have to be left alone."""
@@ -368,12 +374,18 @@ class Ledger(Protocol):
 class Store(Ledger, SeenStore, Protocol):
     """Ledger, retry queue and dead letters in one place, so that moving an event between them is atomic."""
 
-    def settle(self, outcomes: Sequence[Outcome], fingerprints: Mapping[str, Fingerprints]) -> None:
+    def settle(self, outcomes: Sequence[Outcome], fingerprints: Mapping[str, Fingerprints]) -> Settled:
         """Make outcomes durable in one transaction: ledger entries, seens, parked events, dead letters.
 
         Args:
             outcomes: Of any collections and sources, in the order in which they ended.
             fingerprints: By collection.
+
+        Returns:
+            What else it ended.
+
+        Raises:
+            UnavailableError: Nothing was stored: the disk is full or gone, or no more dead letters are allowed.
         """
         ...
 
@@ -410,24 +422,18 @@ class Store(Ledger, SeenStore, Protocol):
         ...
 
 
-class Fingerprints(Protocol):
-    """The two fingerprints of a collection's processing."""
+class Patience(Protocol):
+    """Makes calls against dependencies that may be down."""
 
-    processing: str
-    """Extractor, chunker, their settings: a difference is redone."""
-    configuration: str
-    """The same and the limits: a dead letter is tried again when it differs."""
-
-
-class Scheduler(Protocol):
-    """Decides when, and whether, a failed event is tried again."""
-
-    def next(self, attempt: int, first_failed_at: float, wait: float | None) -> float | None:
-        """Return the seconds until the next try, or None: there is none.
+    def hold(self, call: Callable[[], R], probe: Callable[[], object] | None) -> R:
+        """Make a call, and again with back-off while it raises UnavailableError and the probe fails too.
 
         Args:
-            attempt: The number of the try that failed, from 1.
-            first_failed_at: When the first one did, in seconds since 1970.
-            wait: What the other side asked for.
+            call: Idempotent.
+            probe: A small call against the same dependency; None: the call is never suspected.
+
+        Raises:
+            Suspect: The dependency answers its probe, and this call alone fails: halve the batch.
+            Stopped: The daemon is stopping.
         """
         ...

@@ -1,0 +1,124 @@
+"""A bounded queue between two stages, which hands out whole batches.
+
+Back-pressure is a full channel: ``put`` blocks, and so its caller's own inbound channel fills, up to the sources.
+``queue.Queue`` was turned down: it cannot be closed, it counts items where memory is bytes or chunks, and a reader
+who wants a batch takes its lock once an item.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ingestd.errors import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Channel(Generic[T]):
+    """A closable first-in-first-out queue, bounded by weight.
+
+    Args:
+        name: For metrics.
+        capacity: The most weight that waits here; one item always fits. None: unbounded, where the items that
+            exist are bounded elsewhere.
+        weigh: An item's weight; 1 by default.
+    """
+
+    def __init__(self, name: str, capacity: int | None, weigh: Callable[[T], int] = lambda _item: 1) -> None:
+        self._name = name
+        self._capacity = capacity
+        self._weigh = weigh
+        self._items: deque[T] = deque()
+        self._weight = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def name(self) -> str:
+        """The channel's name."""
+        return self._name
+
+    def __len__(self) -> int:
+        """Return the number of items that wait."""
+        return len(self._items)
+
+    def put(self, item: T, beat: Callable[[], None] | None = None) -> None:
+        """Add an item, when there is room.
+
+        Args:
+            item: The item.
+            beat: Called every second while there is none: a full channel is back-pressure, not a dead thread.
+
+        Raises:
+            Stopped: The channel was closed; the item was not added.
+        """
+        weight = self._weigh(item)
+        with self._changed:
+            while not self._closed and self._is_full(weight):
+                if not self._changed.wait(1.0) and beat is not None:
+                    beat()
+            if self._closed:
+                raise Stopped(self._name)
+            self._items.append(item)
+            self._weight += weight
+            self._changed.notify_all()
+
+    def take(self, limit: int, linger: float, patience: float) -> list[T] | None:
+        """Return the next items: as many as the limit takes, waiting a little for more to come.
+
+        Args:
+            limit: The most weight to take; the first item is taken whatever it weighs.
+            linger: Seconds to wait for more when there is something, but less than the limit.
+            patience: Seconds to wait for the first item.
+
+        Returns:
+            A batch; an empty one when nothing came in time; None when the channel is closed and empty.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._items or self._closed, patience):
+                return []
+            if not self._items:
+                return None
+            deadline = time.monotonic() + linger
+            while self._weight < limit and not self._closed:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._changed.wait(remaining):
+                    break
+            return self._remove(limit)
+
+    def clear(self) -> list[T]:
+        """Take out all that waits."""
+        with self._changed:
+            items = list(self._items)
+            self._items.clear()
+            self._weight = 0
+            self._changed.notify_all()
+            return items
+
+    def close(self) -> None:
+        """Let readers take what is there and then end; writers are refused from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _is_full(self, weight: int) -> bool:
+        return self._capacity is not None and bool(self._items) and self._weight + weight > self._capacity
+
+    def _remove(self, limit: int) -> list[T]:
+        batch: list[T] = []
+        taken = 0
+        while self._items:
+            weight = self._weigh(self._items[0])
+            if batch and taken + weight > limit:
+                break
+            batch.append(self._items.popleft())
+            taken += weight
+        self._weight -= taken
+        self._changed.notify_all()
+        return batch

@@ -1,0 +1,142 @@
+"""Lanes: one active event for each document, first in first out.
+
+A lane is keyed by (collection, document) and shared by live events, retries and replays, so whatever comes in for a
+document waits for what is being done to it. Lanes also hold the budget of their pipeline, in events and in bytes:
+a source that hands in more waits, and so does its broker or its folder.
+
+The first channel of the pipeline is unbounded: its items are bounded here, and settle, which releases lanes, must
+never wait for a stage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ingestd.errors import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ingestd.engine.channel import Channel
+    from ingestd.model import DocumentKey, Event
+
+
+class Lanes:
+    """The lanes of one pipeline. Safe to call from any thread.
+
+    Args:
+        out: Where an event goes when its lane is free.
+        max_events: The most events that are active or wait.
+        max_bytes: The most bytes that their payloads may take; a single larger event still passes, alone.
+        is_open: False while a breaker behind the pipeline is open: intake pauses.
+    """
+
+    def __init__(
+        self,
+        out: Channel[Event],
+        *,
+        max_events: int,
+        max_bytes: int,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._out = out
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._is_open = is_open
+        self._waiting: dict[DocumentKey, deque[Event]] = {}
+        self._events = 0
+        self._bytes = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    @property
+    def events(self) -> int:
+        """The number of events that are active or wait."""
+        return self._events
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that their payloads may take."""
+        return self._bytes
+
+    def submit(self, event: Event, *, on_accept: Callable[[], None], beat: Callable[[], None]) -> None:
+        """Accept an event when the budget allows it.
+
+        Args:
+            event: The event.
+            on_accept: Called once it is accepted, before anything is done to it.
+            beat: Called every so often while waiting.
+
+        Raises:
+            Stopped: It was not accepted.
+        """
+        with self._changed:
+            while not self._stopped and not self._has_room(event):
+                beat()
+                self._changed.wait(1.0)
+            if self._stopped:
+                raise Stopped("intake")
+            self._events += 1
+            self._bytes += event.size
+            on_accept()
+            lane = self._waiting.get(event.key)
+            if lane is not None:
+                lane.append(event)
+                return
+            self._waiting[event.key] = deque()
+            # Inside the lock, so that a lane's events leave in the order in which they came.
+            self._out.put(event)
+
+    def release(self, event: Event) -> None:
+        """End the active event of a lane; the next one in the lane becomes active."""
+        with self._changed:
+            self._events -= 1
+            self._bytes -= event.size
+            lane = self._waiting[event.key]
+            if lane and not self._stopped:
+                self._out.put(lane.popleft())
+            elif not lane:
+                del self._waiting[event.key]
+            self._changed.notify_all()
+
+    def stop(self) -> int:
+        """Accept nothing more and drop what no stage has begun; return the number of dropped events.
+
+        Their positions have not moved: the sources hand them in again after the next start.
+        """
+        with self._changed:
+            self._stopped = True
+            dropped = self._out.clear()
+            for event in dropped:
+                dropped_lane = self._waiting.pop(event.key)
+                dropped_lane.appendleft(event)
+                self._drop(dropped_lane)
+            count = len(dropped)
+            for lane in self._waiting.values():
+                count += len(lane)
+                self._drop(lane)
+            self._changed.notify_all()
+            return count
+
+    def wake(self) -> None:
+        """Look again at whether intake is open."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until nothing is active or waits; return whether that came about."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._events == 0, timeout)
+
+    def _drop(self, lane: deque[Event]) -> None:
+        for event in lane:
+            self._events -= 1
+            self._bytes -= event.size
+        lane.clear()
+
+    def _has_room(self, event: Event) -> bool:
+        if not self._is_open():
+            return False
+        return not self._events or (self._events < self._max_events and self._bytes + event.size <= self._max_bytes)

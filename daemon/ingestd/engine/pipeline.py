@@ -1,0 +1,137 @@
+"""A pipeline: the four stages of one collection, joined by bounded channels."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+
+from ingestd.engine.channel import Channel
+from ingestd.engine.stage import Appetite, StageThread, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingestd.engine.lanes import Lanes
+    from ingestd.engine.pulse import Pulse
+    from ingestd.model import Abandoned, Chunked, Embedded, Event, Extracted, Outcome
+    from ingestd.ports import Sink
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+PassOn: TypeAlias = "Callable[[Out, Callable[[], None]], None]"
+
+WAITING_DOCUMENTS = 64
+"""Extracted documents that wait to be chunked."""
+WRITE_BATCH = 1_000
+"""Rows that a write takes at a time, many documents together."""
+WRITE_LINGER = 0.02
+
+
+class _Closable(Protocol):
+    @property
+    def name(self) -> str: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+
+
+class _Joinable(Protocol):
+    def start(self) -> None: ...
+    def join(self, timeout: float) -> bool: ...
+
+
+class Pipeline:
+    """The stages of one collection.
+
+    Args:
+        collection: Its name.
+        sink: The collection itself.
+        lanes: Feed the first stage.
+        events: The channel between lanes and the first stage.
+        extract: The first stage's work.
+        readers: The number of threads that run it.
+        chunk: The second's.
+        embed: The third's.
+        window: The most chunks that the third takes at a time.
+        linger: Seconds that it waits for them.
+        write: The last one's.
+        silence: Seconds that a stage's call may take: the longest timeout.
+        settle: Takes outcomes.
+        pulse: Takes heartbeats.
+        fail: Called with the name of a stage and the exception that ended it.
+    """
+
+    def __init__(
+        self,
+        collection: str,
+        *,
+        sink: Sink,
+        lanes: Lanes,
+        events: Channel[Event],
+        extract: Work[Event, Extracted],
+        readers: int,
+        chunk: Work[Extracted, Chunked],
+        embed: Work[Chunked, Embedded | Abandoned],
+        window: int,
+        linger: float,
+        write: Work[Embedded | Abandoned, object],
+        silence: float,
+        settle: Callable[[Outcome], None],
+        pulse: Pulse,
+        fail: Callable[[str, BaseException], None],
+    ) -> None:
+        self.collection = collection
+        self.sink = sink
+        self.lanes = lanes
+        extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
+        chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
+        embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
+
+        def stage(
+            step: str, work: Work[In, Out], inbound: Channel[In], appetite: Appetite, pass_on: PassOn[Out]
+        ) -> StageThread[In, Out]:
+            name = f"{collection}/{step}"
+            return StageThread(name, work, inbound, appetite, pass_on=pass_on, settle=settle, pulse=pulse, fail=fail)
+
+        reading = [
+            stage(f"extract-{number}", extract, events, Appetite(1, silence=silence), extracted.put)
+            for number in range(1, readers + 1)
+        ]
+        chunking = stage("chunk", chunk, extracted, Appetite(16, silence=silence), chunked.put)
+        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence), embedded.put)
+        writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence), _nothing_more)
+        self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
+            (events, reading),
+            (extracted, [chunking]),
+            (chunked, [embedding]),
+            (embedded, [writing]),
+        ]
+
+    def start(self) -> None:
+        """Start all stages."""
+        for _channel, threads in self._steps:
+            for thread in threads:
+                thread.start()
+
+    def depths(self) -> dict[str, int]:
+        """Return the number of items that wait before each stage."""
+        return {channel.name: len(channel) for channel, _threads in self._steps}
+
+    def stop(self, timeout: float) -> bool:
+        """Let each stage finish what is before it, first to last; return whether all ended in time."""
+        deadline = time.monotonic() + timeout
+        ended = True
+        for channel, threads in self._steps:
+            channel.close()
+            for thread in threads:
+                ended = thread.join(max(0.0, deadline - time.monotonic())) and ended
+        return ended
+
+
+def _nothing_more(item: object, _beat: Callable[[], None]) -> None:
+    """Take what the last stage passes on: nothing; its outcomes go to settle."""
+    raise AssertionError(item)
+
+
+def _rows(item: Embedded | Abandoned) -> int:
+    rows = getattr(item, "rows", ())
+    return max(1, len(rows))

@@ -1,0 +1,125 @@
+"""Bring ledger and collection together before anything flows.
+
+The ledger is bound to a collection by the random id in the collection's properties. Another id voids it, and so does
+its own loss: it is rebuilt from the collection's rows, whose keys say what was embedded, so that nothing is embedded
+twice. After an unclean end, on a new boot, or when the collection has fewer rows than the ledger knows (Milvus Lite
+acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is relied on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ingestd.model import DocumentKey, Entry, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ingestd.model import ChunkId
+    from ingestd.ports import Ledger, Sink
+
+KEYS = 1_000
+"""Keys that are looked up at a time: about 0.1 s on Milvus Lite."""
+UNKNOWN_DIGEST = bytes(16)
+"""Of a row of which only the key is known: whatever the row should be, it is rewritten."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What was found."""
+
+    rebuilt: int = 0
+    """Documents whose entries were rebuilt from the collection."""
+    missing: int = 0
+    """Rows that the ledger knew, and that were not there."""
+
+
+def reconcile(
+    ledger: Ledger, sink: Sink, identity: str, *, unclean: bool, beat: Callable[[], None] = lambda: None
+) -> Reconciled:
+    """Make the ledger's entries about a collection true.
+
+    Args:
+        ledger: The ledger.
+        sink: The collection.
+        identity: The collection's random id.
+        unclean: Whether the last run did not end as it should, or the machine was started anew since.
+        beat: Called now and then.
+
+    Raises:
+        UnavailableError: Milvus or the state is away; nothing is half done.
+    """
+    collection = sink.collection
+    if ledger.binding(collection) != identity:
+        entries = _entries(sink, beat)
+        ledger.bind(collection, identity, entries)
+        if entries:
+            log.warning("ledger rebuilt from Milvus", collection=collection, documents=len(entries))
+        return Reconciled(rebuilt=len(entries))
+    if not unclean and sink.count() >= ledger.rows(collection):
+        return Reconciled()
+    missing = sum(_verify(ledger, sink, batch, beat) for batch in _batches(ledger, collection))
+    log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=missing)
+    return Reconciled(missing=missing)
+
+
+def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
+    """Return an entry for each document that has rows in the collection."""
+    versions: dict[str, Version] = {}
+    sources: dict[str, str] = {}
+    ids: dict[str, list[ChunkId]] = {}
+    for at, row in enumerate(sink.stored()):
+        if at % KEYS == 0:
+            beat()
+        ids.setdefault(row.document_id, []).append(row.id)
+        known = versions.get(row.document_id)
+        if known is None or row.version.number > known.number:
+            versions[row.document_id] = row.version
+            sources[row.document_id] = row.source
+    return [
+        Entry(
+            key=DocumentKey(sink.collection, document_id),
+            source=sources[document_id],
+            version=versions[document_id],
+            fingerprint="",
+            content="",
+            present=dict.fromkeys(chunk_ids, UNKNOWN_DIGEST),
+        )
+        for document_id, chunk_ids in ids.items()
+    ]
+
+
+def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
+    """Yield the collection's entries, about ``KEYS`` keys at a time."""
+    batch: list[Entry] = []
+    keys = 0
+    for entry in ledger.collection_entries(collection):
+        if entry.present:
+            batch.append(entry)
+            keys += len(entry.present)
+        if keys >= KEYS:
+            yield batch
+            batch, keys = [], 0
+    if batch:
+        yield batch
+
+
+def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], beat: Callable[[], None]) -> int:
+    """Look these entries' keys up; those that are not there become doubtful. Return how many."""
+    beat()
+    there = sink.existing([chunk_id for entry in entries for chunk_id in entry.present])
+    changed, missing = [], 0
+    for entry in entries:
+        gone = entry.present.keys() - there
+        if gone:
+            missing += len(gone)
+            present = {chunk_id: digest for chunk_id, digest in entry.present.items() if chunk_id in there}
+            changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
+    if changed:
+        ledger.write_ahead(changed)
+    return missing

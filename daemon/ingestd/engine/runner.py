@@ -1,0 +1,194 @@
+"""The runner: starts everything in order, watches it, and stops it in order.
+
+Start: settle, pipelines, retry queue, sources. Stop: sources first, so that nothing new comes in; then what was begun
+is drained; then settle, last, so that every outcome is made durable. A thread that ends by itself ends the process:
+systemd starts it again, and the ledger knows what was under way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ingestd.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ingestd.engine.breaker import Breakers
+    from ingestd.engine.pipeline import Pipeline
+    from ingestd.engine.pulse import Pulse
+    from ingestd.engine.settle import Settle
+    from ingestd.engine.sources import RetryQueue, SourceThread
+    from ingestd.engine.tally import Tally
+    from ingestd.model import Check
+    from ingestd.ports import Source
+
+TICK = 0.2
+PROBE_SECONDS = 5.0
+"""Between two probes of each collection, so that an idle daemon notices an outage too."""
+LAST_SECONDS = 5.0
+"""For threads to end after the drain."""
+
+log = structlog.get_logger(__name__)
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    DONE = 0
+    FAILURE = 1
+    USAGE = 2
+    DEAD_LETTERS = 3
+    DIFFERENCES = 4
+    PLAN = 5
+    CONFIG = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runner runs."""
+
+    pulse: Pulse
+    breakers: Breakers
+    tally: Tally
+    settle: Settle
+    pipelines: Mapping[str, Pipeline]
+    sources: Mapping[str, Source]
+    threads: Mapping[str, SourceThread]
+    retries: RetryQueue
+    stop: threading.Event
+    """Sources and retry queue unwind when it is set."""
+
+
+class Runner:
+    """A daemon, put together.
+
+    Args:
+        parts: All that runs.
+        drain_seconds: How long begun documents may take to finish once the daemon stops.
+    """
+
+    def __init__(self, parts: Parts, *, drain_seconds: float) -> None:
+        self._parts = parts
+        self._drain_seconds = drain_seconds
+        self._wake = threading.Event()
+        self._asked = False
+        self._closing = False
+        self._fatal: tuple[str, BaseException] | None = None
+        self._probing = threading.Thread(target=self._probe, name="probe", daemon=True)
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Take note that a thread ended: the process ends too."""
+        if self._closing:
+            return  # what was not drained in time has the ground taken from under it: nothing has moved
+        log.error("a thread ended; the process ends with it", thread=name, exc_info=error)
+        self._fatal = self._fatal or (name, error)
+        self._wake.set()
+
+    def ask_to_stop(self) -> None:
+        """Drain and end. Safe in a signal handler."""
+        self._asked = True
+        self._wake.set()
+
+    def start(self) -> None:
+        """Start everything."""
+        parts = self._parts
+        parts.settle.start()
+        for pipeline in parts.pipelines.values():
+            pipeline.start()
+        parts.retries.start()
+        for thread in parts.threads.values():
+            thread.start()
+        self._probing.start()
+
+    def run(self, *, once: bool, timeout: float | None, tick: Callable[[], None]) -> Exit:
+        """Watch until asked to stop, or, with ``once``, until all is worked off; then stop.
+
+        Args:
+            once: End when nothing is left to do.
+            timeout: Seconds after which ``once`` gives up.
+            tick: Called about five times a second.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        finished = False
+        while not self._asked and self._fatal is None:
+            self._wake.wait(TICK)
+            tick()
+            if once and self._worked_off():
+                finished = True
+                break
+            if once and deadline is not None and time.monotonic() > deadline:
+                log.error("not done within the timeout", timeout_seconds=timeout)
+                break
+        self._shut(drain=self._fatal is None)
+        tick()
+        return self._verdict(once=once, finished=finished)
+
+    def checks(self) -> Sequence[Check]:
+        """Return what /readyz answers of the running parts."""
+        parts = self._parts
+        checks = [*parts.pulse.checks(), *parts.breakers.checks()]
+        for source in parts.sources.values():
+            checks.extend(source.checks())
+        return checks
+
+    def _verdict(self, *, once: bool, finished: bool) -> Exit:
+        if self._fatal is not None:
+            return Exit.FAILURE
+        if not once:
+            return Exit.DONE
+        held = [check for source in self._parts.sources.values() for check in source.checks() if not check.ok]
+        for check in held:
+            log.error("left undone", check=check.name, detail=check.detail, cure=check.cure)
+        if not finished or held:
+            return Exit.FAILURE
+        return Exit.DEAD_LETTERS if self._parts.tally.totals().dead_lettered else Exit.DONE
+
+    def _worked_off(self) -> bool:
+        parts = self._parts
+        if any(thread.alive for thread in parts.threads.values()):
+            return False
+        return parts.tally.totals().in_flight == 0 and parts.retries.waiting() == 0
+
+    def _shut(self, *, drain: bool) -> None:
+        parts = self._parts
+        parts.stop.set()
+        dropped = sum(pipeline.lanes.stop() for pipeline in parts.pipelines.values())
+        if dropped:
+            log.info("left for the next start", events=dropped)
+        deadline = time.monotonic() + (self._drain_seconds if drain else 0.0)
+        drained = all(
+            pipeline.lanes.wait_idle(max(0.0, deadline - time.monotonic())) for pipeline in parts.pipelines.values()
+        )
+        if not drained:
+            log.warning("not drained in time: begun documents are begun again after the next start")
+        self._closing = True
+        parts.breakers.stop()
+        for thread in parts.threads.values():
+            thread.join(LAST_SECONDS)
+        parts.retries.join(LAST_SECONDS)
+        for pipeline in parts.pipelines.values():
+            pipeline.stop(LAST_SECONDS if drained else 0.5)
+        parts.settle.close(LAST_SECONDS)
+
+    def _probe(self) -> None:
+        """Ask each collection something small, every so often."""
+        parts = self._parts
+        while not parts.stop.wait(PROBE_SECONDS):
+            for name, pipeline in parts.pipelines.items():
+                try:
+                    pipeline.sink.probe()
+                except UnavailableError as error:
+                    parts.breakers.trip(error, name)
+                except Exception as error:  # noqa: BLE001 - the collection is not what it was when we started
+                    self.fail("probe", error)
+                    return
+                else:
+                    parts.breakers.reset("milvus", name)
+                pipeline.lanes.wake()

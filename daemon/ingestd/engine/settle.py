@@ -1,0 +1,162 @@
+"""Settle: the only place where positions move, events are parked, and dead letters are written.
+
+Outcomes come from all stages of all pipelines. One thread takes what is there, makes it durable in one transaction,
+and only then counts it, tells the sources, and releases the lanes. An outcome that cannot be made durable (a full
+disk, a full dead-letter store) is held: nothing is dropped, and nothing moves.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ingestd.engine.channel import Channel
+from ingestd.errors import Stopped
+from ingestd.model import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ingestd.engine.breaker import Breakers
+    from ingestd.engine.lanes import Lanes
+    from ingestd.engine.pulse import Pulse
+    from ingestd.engine.retry import RetryPolicy
+    from ingestd.engine.tally import Tally
+    from ingestd.model import Fingerprints
+    from ingestd.ports import Source, Store
+
+BATCH = 500
+LINGER = 0.005
+"""Seconds to wait for more outcomes: a commit costs about as much."""
+
+log = structlog.get_logger(__name__)
+
+
+class Settle:
+    """Makes outcomes durable, and then known.
+
+    Args:
+        store: Where they are made durable.
+        breakers: Hold the batch while the store is unavailable.
+        policy: Decides whether an event is tried again.
+        tally: Counts.
+        fingerprints: By collection.
+        lanes: By collection.
+        sources: By name.
+        pulse: Takes its heartbeats.
+        fail: Called with the exception that ended the thread.
+        on_settled: Called after each batch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        breakers: Breakers,
+        policy: RetryPolicy,
+        tally: Tally,
+        fingerprints: Mapping[str, Fingerprints],
+        lanes: Mapping[str, Lanes],
+        sources: Mapping[str, Source],
+        pulse: Pulse,
+        fail: Callable[[str, BaseException], None],
+        on_settled: Callable[[Sequence[Outcome]], None] = lambda _outcomes: None,
+    ) -> None:
+        self._store = store
+        self._breakers = breakers
+        self._policy = policy
+        self._tally = tally
+        self._fingerprints = fingerprints
+        self._lanes = lanes
+        self._sources = sources
+        self._pulse = pulse
+        self._fail = fail
+        self._on_settled = on_settled
+        # Bounded by the lanes' budgets: each event has one outcome.
+        self._channel: Channel[Outcome] = Channel("settle", None)
+        self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an outcome. Never blocks."""
+        self._channel.put(outcome)
+
+    def __len__(self) -> int:
+        """Return the number of outcomes that wait."""
+        return len(self._channel)
+
+    def close(self, timeout: float) -> None:
+        """Settle what was put, and end."""
+        self._channel.close()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Stopped:
+            pass  # what was held has moved no position
+        except BaseException as error:  # noqa: BLE001 - whatever ended settle ends the process
+            self._fail("settle", error)
+        finally:
+            self._pulse.end("settle")
+
+    def _loop(self) -> None:
+        while True:
+            self._beat()
+            batch = self._channel.take(BATCH, LINGER, 1.0)
+            if batch is None:
+                return
+            if batch:
+                self._settle([self._decide(outcome) for outcome in batch])
+
+    def _settle(self, outcomes: Sequence[Outcome]) -> None:
+        settled = self._breakers.hold(lambda: self._store.settle(outcomes, self._fingerprints), beat=self._beat)
+        self._tally.settle(outcomes, superseded=settled.superseded)
+        for outcome in outcomes:
+            _report(outcome)
+        for name, source in self._sources.items():
+            mine = [outcome for outcome in outcomes if outcome.event.source == name]
+            if mine:
+                source.settled(mine)
+        self._on_settled(outcomes)
+        for outcome in outcomes:
+            self._lanes[outcome.event.key.collection].release(outcome.event)
+
+    def _decide(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with the time of its next try, or as a dead letter if there is none."""
+        if outcome.verdict is not Verdict.RETRYING:
+            return outcome
+        wait = self._policy.next(outcome.event.attempt, outcome.wait)
+        if wait is None:
+            return replace(outcome, verdict=Verdict.DEAD_LETTERED)
+        return replace(outcome, wait=wait)
+
+    def _beat(self) -> None:
+        self._pulse.beat("settle")
+
+
+def _report(outcome: Outcome) -> None:
+    said = {
+        "document_id": outcome.event.key.document_id,
+        "collection": outcome.event.key.collection,
+        "source": outcome.event.source,
+        "attempt": outcome.event.attempt,
+    }
+    if outcome.failure is not None:
+        said |= {
+            "stage": outcome.failure.stage.value,
+            "error": outcome.failure.error,
+            "message": outcome.failure.message,
+        }
+    if outcome.verdict is Verdict.DEAD_LETTERED:
+        log.warning("dead-lettered", **said)
+    elif outcome.verdict is Verdict.RETRYING:
+        log.warning("will be tried again", **said, wait_seconds=round(outcome.wait or 0.0, 1))
+    else:
+        log.debug(outcome.verdict.value, **said, embedded=outcome.embedded, reused=outcome.reused)

@@ -1,0 +1,127 @@
+"""The loop that every stage runs in: take a batch, process it, pass on what comes out.
+
+A stage never raises over a document: a failure is an Outcome that flows to settle. What a stage does raise is not
+about a document, and it ends the process: nothing limps on.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from ingestd.errors import Stopped
+from ingestd.model import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ingestd.engine.channel import Channel
+    from ingestd.engine.pulse import Pulse
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
+
+PATIENCE = 1.0
+"""Seconds that a stage waits for something to do before it beats again."""
+
+
+class Work(Protocol[In_contra, Out_co]):
+    """What a stage does."""
+
+    def process(self, batch: Sequence[In_contra]) -> Iterable[Out_co | Outcome]:
+        """Yield, for each item, what the next stage takes, or the event's outcome."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Appetite:
+    """How much a stage takes at a time."""
+
+    limit: int
+    """The most weight, as its inbound channel weighs."""
+    linger: float = 0.0
+    """Seconds to wait for a batch to fill."""
+    silence: float = 60.0
+    """Seconds that a batch may take before its first result and between results: the timeouts of its calls."""
+
+
+class StageThread(Generic[In, Out]):
+    """A stage on its thread.
+
+    Args:
+        name: Unique in the process: ``articles/embed``.
+        work: What it does.
+        inbound: Where its items come from.
+        appetite: How much it takes at a time.
+        pass_on: Takes what the next stage takes, and something to call while it waits for room.
+        settle: Takes outcomes.
+        pulse: Takes its heartbeats.
+        fail: Called with the exception that ended the stage.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Work[In, Out],
+        inbound: Channel[In],
+        appetite: Appetite,
+        *,
+        pass_on: Callable[[Out, Callable[[], None]], None],
+        settle: Callable[[Outcome], None],
+        pulse: Pulse,
+        fail: Callable[[str, BaseException], None],
+    ) -> None:
+        self.name = name
+        self._work = work
+        self._inbound = inbound
+        self._appetite = appetite
+        self._pass_on = pass_on
+        self._settle = settle
+        self._pulse = pulse
+        self._fail = fail
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._pulse.beat(self.name)
+        self._thread.start()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread's end; return whether it ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Stopped:
+            pass  # the daemon is stopping: what was in hand has moved no position
+        except BaseException as error:  # noqa: BLE001 - whatever ended the stage ends the process
+            self._fail(self.name, error)
+        finally:
+            self._pulse.end(self.name)
+
+    def _loop(self) -> None:
+        while True:
+            self._beat()
+            batch = self._inbound.take(self._appetite.limit, self._appetite.linger, PATIENCE)
+            if batch is None:
+                return
+            if not batch:
+                continue
+            self._begin()
+            for result in self._work.process(batch):
+                if isinstance(result, Outcome):
+                    self._settle(result)
+                else:
+                    self._pass_on(result, self._beat)
+                self._begin()
+
+    def _beat(self) -> None:
+        self._pulse.beat(self.name)
+
+    def _begin(self) -> None:
+        self._pulse.busy(self.name, "a batch", self._appetite.silence)

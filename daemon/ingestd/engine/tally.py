@@ -1,0 +1,91 @@
+"""The accounts of a run: every accepted event is in exactly one column.
+
+``accepted = written + deleted + unchanged + superseded + dead_lettered + retrying + in_flight`` holds at every moment:
+each method moves events from one column to another under one lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ingestd.model import Totals, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ingestd.metrics import Metrics
+    from ingestd.model import Outcome
+
+
+class Tally:
+    """Counts events by what became of them. Safe to call from any thread.
+
+    Args:
+        metrics: Gets the same counts, by source.
+        parked: Events that an earlier run left in the retry queue: accepted, and retrying.
+    """
+
+    def __init__(self, metrics: Metrics, parked: int) -> None:
+        self._metrics = metrics
+        self._verdicts: Counter[Verdict] = Counter({Verdict.RETRYING: parked})
+        self._in_flight = 0
+        self._embedded = 0
+        self._reused = 0
+        self._lock = threading.Lock()
+
+    def accept(self, source: str) -> None:
+        """Count a new event."""
+        with self._lock:
+            self._in_flight += 1
+        self._metrics.accepted(source, 1)
+
+    def revive(self) -> None:
+        """Count an event that comes back out of the retry queue."""
+        with self._lock:
+            self._verdicts[Verdict.RETRYING] -= 1
+            self._in_flight += 1
+
+    def requeue(self, source: str, count: int) -> None:
+        """Count dead letters that an operator put into the retry queue: they are events again."""
+        with self._lock:
+            self._verdicts[Verdict.RETRYING] += count
+        self._metrics.accepted(source, count)
+
+    def skip(self, source: str, verdict: Verdict, count: int) -> None:
+        """Count documents that were looked at and are as they were settled."""
+        with self._lock:
+            self._verdicts[verdict] += count
+        self._metrics.accepted(source, count)
+        self._metrics.settled(source, verdict, count)
+
+    def settle(self, outcomes: Iterable[Outcome], *, superseded: int) -> None:
+        """Count outcomes that are durable now.
+
+        Args:
+            outcomes: The outcomes.
+            superseded: Parked events that they took the place of.
+        """
+        with self._lock:
+            self._verdicts[Verdict.RETRYING] -= superseded
+            self._verdicts[Verdict.SUPERSEDED] += superseded
+            for outcome in outcomes:
+                self._in_flight -= 1
+                self._verdicts[outcome.verdict] += 1
+                self._embedded += outcome.embedded
+                self._reused += outcome.reused
+        for outcome in outcomes:
+            self._metrics.settled(outcome.event.source, outcome.verdict, 1)
+
+    def totals(self) -> Totals:
+        """Return the accounts as they are now."""
+        with self._lock:
+            counts = {verdict.value: self._verdicts[verdict] for verdict in Verdict}
+            return Totals(
+                accepted=sum(counts.values()) + self._in_flight,
+                in_flight=self._in_flight,
+                chunks_embedded=self._embedded,
+                chunks_reused=self._reused,
+                **counts,
+            )

@@ -1,0 +1,1 @@
+"""Extract, chunk, embed, write: a port turned into a stage."""

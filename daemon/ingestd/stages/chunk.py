@@ -1,0 +1,108 @@
+"""Chunk: a document's text to rows, held against what is in Milvus already.
+
+After this stage it is known what has to be embedded (new rows), what only another field changed of (rewritten), what
+stays (kept) and what goes (stale). A row's key depends on its text alone, so an edit changes few of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ingestd.errors import DocumentError, IngestError
+from ingestd.model import Chunked, Row, Stage, chunk_ids
+from ingestd.stages._failing import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from ingestd.model import ChunkId, Digest, Document, Extracted, Json, Outcome
+    from ingestd.ports import Chunker
+
+
+class Chunk:
+    """The second stage.
+
+    Args:
+        chunker: Cuts the text.
+        fields: The names of the collection's declared fields.
+        validate: Raises DocumentError for a row that the collection would refuse.
+        max_chunks: The most chunks that a document may have.
+    """
+
+    def __init__(
+        self,
+        chunker: Chunker,
+        *,
+        fields: Collection[str],
+        validate: Callable[[Row], None],
+        max_chunks: int,
+    ) -> None:
+        self._chunker = chunker
+        self._fields = frozenset(fields)
+        self._validate = validate
+        self._max_chunks = max_chunks
+
+    def process(self, batch: Sequence[Extracted]) -> Iterator[Chunked | Outcome]:
+        """Yield a Chunked or an Outcome for each document."""
+        for extracted in batch:
+            try:
+                yield self._chunk(extracted)
+            except DocumentError as error:
+                yield failed(extracted.event, Stage.CHUNK, error, extracted.content)
+            except IngestError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a text that a chunker chokes on is that document's fault
+                yield failed(extracted.event, Stage.CHUNK, error, extracted.content)
+
+    def _chunk(self, extracted: Extracted) -> Chunked:
+        entry = extracted.entry
+        present: Mapping[ChunkId, Digest] = entry.present if entry is not None else {}
+        doubtful = entry.doubtful if entry is not None else frozenset()
+        rows = self._rows(extracted, extracted.document) if extracted.document is not None else []
+        digests = {row.id: row.digest() for row in rows}
+        return Chunked(
+            extracted,
+            new=tuple(row for row in rows if row.id not in present),
+            kept={row.id: digests[row.id] for row in rows if present.get(row.id) == digests[row.id]},
+            rewritten=tuple(row for row in rows if row.id in present and present[row.id] != digests[row.id]),
+            stale=tuple(sorted((present.keys() | doubtful) - digests.keys())),
+        )
+
+    def _rows(self, extracted: Extracted, document: Document) -> list[Row]:
+        event, text = extracted.event, document.text
+        spans = self._chunker.split(text)
+        if len(spans) > self._max_chunks:
+            raise DocumentError(
+                f"{event.position} has {len(spans):,} chunks; the most is {self._max_chunks:,} (limits.max_chunks)"
+            )
+        texts = [text[span.start : span.end] for span in spans]
+        fields, metadata = self._split_metadata(extracted, document)
+        rows = []
+        for index, (chunk_id, piece) in enumerate(zip(chunk_ids(event.key.document_id, texts), texts, strict=True)):
+            row = Row(
+                id=chunk_id,
+                document_id=event.key.document_id,
+                version=extracted.version.number,
+                domain=extracted.version.domain,
+                chunk_index=index,
+                text=piece,
+                source=event.source,
+                fields=fields,
+                metadata=metadata,
+            )
+            self._validate(row)
+            rows.append(row)
+        return rows
+
+    def _split_metadata(self, extracted: Extracted, document: Document) -> tuple[dict[str, Json], dict[str, Json]]:
+        """Return the declared fields, and the rest. What the source says stands over what the document says."""
+        content = extracted.content
+        said: dict[str, Json] = dict(document.metadata)
+        title = document.title
+        if content is not None:
+            said |= content.metadata
+            title = content.title or title
+        if title:
+            said["title"] = title
+        fields = {name: said.pop(name, None) for name in sorted(self._fields)}
+        return fields, said

@@ -1,0 +1,129 @@
+"""Embed: new rows to vectors, in full batches across documents.
+
+Many documents' rows are flattened into one run for the models, and regrouped behind it: a window of a document's rows
+goes on as soon as it has its vectors, so a document of a million rows does not hold a million vectors. Every vector
+is checked before it goes on. A row that a model cannot embed is found by halving, and fails its document alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from ingestd.devices.check import check
+from ingestd.model import Abandoned, Embedded, Role, Stage
+from ingestd.stages._failing import failed, isolate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ingestd.model import Chunked, DenseVector, Outcome, Row, SparseVector, VectorKind, Vectors
+    from ingestd.ports import Embedder, Patience
+
+PROBE = ("Is anybody there?",)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorField:
+    """A vector field of the collection, and what fills it."""
+
+    name: str
+    kind: VectorKind
+    embedder: Embedder
+    dimension: int | None
+    """None for sparse vectors."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """A document on its way through the models."""
+
+    chunked: Chunked
+    done: list[Row] = field(default_factory=list)
+    """Have their vectors, and have not gone on."""
+    sent: int = 0
+    """The number of rows that went on."""
+    outcome: Outcome | None = None
+    """Set when it failed."""
+
+
+class _Piece(NamedTuple):
+    document: _Progress
+    row: Row
+
+
+class Embed:
+    """The third stage.
+
+    Args:
+        fields: The collection's vector fields.
+        window: The most rows that go through the models at a time.
+        patience: Holds on to a batch while a model is away.
+    """
+
+    def __init__(self, fields: Sequence[VectorField], *, window: int, patience: Patience) -> None:
+        self._fields = fields
+        self._window = window
+        self._patience = patience
+        self._by_embedder: dict[str, list[VectorField]] = {}
+        for vector_field in fields:
+            self._by_embedder.setdefault(vector_field.embedder.name, []).append(vector_field)
+
+    def process(self, batch: Sequence[Chunked]) -> Iterator[Embedded | Abandoned | Outcome]:
+        """Yield, for each document, its windows, or an outcome if a row cannot be embedded."""
+        documents = [_Progress(chunked) for chunked in batch]
+        for document in documents:
+            if not document.chunked.new:
+                yield Embedded(document.chunked, (), first=True, last=True)
+        pieces = [_Piece(document, row) for document in documents for row in document.chunked.new]
+        for start in range(0, len(pieces), self._window):
+            run = [piece for piece in pieces[start : start + self._window] if piece.document.outcome is None]
+            if run:
+                yield from self._embed(run)
+
+    def _embed(self, run: Sequence[_Piece]) -> Iterator[Embedded | Abandoned | Outcome]:
+        for pieces, result in isolate(run, self._vectors):
+            if isinstance(result, Exception):
+                document = pieces[0].document
+                event, content = document.chunked.event, document.chunked.extracted.content
+                document.outcome = document.outcome or failed(event, Stage.EMBED, result, content)
+                continue
+            for (document, row), vectors in zip(pieces, result, strict=True):
+                document.done.append(replace(row, vectors=vectors))
+        for document in {id(piece.document): piece.document for piece in run}.values():
+            yield self._window_of(document)
+
+    @staticmethod
+    def _window_of(document: _Progress) -> Embedded | Abandoned | Outcome:
+        if document.outcome is not None:
+            return Abandoned(document.chunked, document.outcome) if document.sent else document.outcome
+        rows, first = tuple(document.done), document.sent == 0
+        document.done.clear()
+        document.sent += len(rows)
+        return Embedded(document.chunked, rows, first=first, last=document.sent == len(document.chunked.new))
+
+    def _vectors(self, pieces: Sequence[_Piece]) -> list[dict[str, DenseVector | SparseVector]]:
+        """Return each row's vectors by field, checked.
+
+        Raises:
+            DocumentError: One of the rows cannot be embedded.
+            Suspect: The rows look like an outage.
+        """
+        texts = [piece.row.text for piece in pieces]
+        vectors: list[dict[str, DenseVector | SparseVector]] = [{} for _ in texts]
+        for fields in self._by_embedder.values():
+            for vector_field, block in self._ask(fields, texts).items():
+                for at in range(len(texts)):
+                    vectors[at][vector_field] = block[at]
+        return vectors
+
+    def _ask(self, fields: Sequence[VectorField], texts: Sequence[str]) -> Mapping[str, Vectors]:
+        embedder = fields[0].embedder
+        kinds = frozenset(vector_field.kind for vector_field in fields)
+        answer = self._patience.hold(
+            lambda: embedder.embed(texts, Role.DOCUMENT, kinds),
+            lambda: embedder.embed(PROBE, Role.DOCUMENT, kinds),
+        )
+        for vector_field in fields:
+            check(answer[vector_field.kind], vector_field.kind, len(texts), vector_field.dimension)
+        return {vector_field.name: answer[vector_field.kind] for vector_field in fields}
