@@ -183,6 +183,8 @@ class Extraction(Protocol):
 
         Raises:
             DocumentError: No extractor for the kind, bad bytes, or a limit was reached (time, memory).
+            UnavailableError: No child process can be started.
+            Stopped: The child processes were ended before the text was there.
         """
         ...
 
