@@ -1,0 +1,1 @@
+"""Where rows go: one file, one kind of sink."""

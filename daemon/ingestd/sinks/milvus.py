@@ -1,0 +1,295 @@
+"""A Milvus collection as a sink: upserts, rewrites, deletes by key, and what a ledger asks back.
+
+Upsert only, never insert: an insert of a key that is there makes a second row on a server. Deletes go by key, never
+by filter: by key takes milliseconds, by filter as long as the collection is large. Requests are idempotent, so that
+one whose outcome is not known is simply sent again.
+
+Rewrites use partial updates where the server has them (2.6.2, Lite). The alternative for all servers, reading the
+vectors back and writing the row whole, stays for the others: it moves every vector twice.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ingestd.errors import ConfigError, DocumentError
+from ingestd.milvus import catalog, rows
+from ingestd.milvus.schema import PROPERTY_ID, possible
+from ingestd.milvus.verdict import Request, TooLargeError
+from ingestd.model import Hit, SparseVector, SparseVectors, StoredRow, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from ingestd.milvus.client import Connection
+    from ingestd.milvus.rows import Encoded
+    from ingestd.milvus.schema import Difference, Wanted
+    from ingestd.model import ChunkId, Row, Vectors
+
+_KEYS = 1000
+"""Keys in one question or delete: 40 kB of an expression, 0.1 s on Lite."""
+_PAGE = 5000
+"""Rows of one page when all are read; a server answers 16,384 at most. Lite looks through all rows for each page."""
+_HITS = 10_000
+"""Hits of one search request, over all its queries: they carry their texts."""
+_NOBODY = "probe"
+"""No chunk has this key: theirs have 32 digits."""
+_HNSW_EF = 64
+
+
+class MilvusSink:
+    """One collection.
+
+    Args:
+        connection: Shared by all collections.
+        wanted: What the collection should look like.
+    """
+
+    def __init__(self, connection: Connection, wanted: Wanted) -> None:
+        self.collection = wanted.collection
+        self._connection = connection
+        self._wanted = wanted
+        self._names = [column.name for column in wanted.declared]
+
+    def plan(self) -> tuple[Difference, ...]:
+        """Return what differs between the collection and what is wanted. Changes nothing.
+
+        Raises:
+            ConfigError: The server cannot have such a collection.
+            UnavailableError: It does not answer.
+        """
+        return catalog.plan(self._connection, self._possible())
+
+    def prepare(self, *, create: bool = True) -> str:
+        """Make the collection ready: created if absent, compared, loaded.
+
+        Args:
+            create: Whether what is absent may be created.
+
+        Returns:
+            The random id that the collection was made with.
+
+        Raises:
+            ConfigError: It differs; one line a difference, each with its cure.
+            UnavailableError: The server does not answer.
+        """
+        target = self._possible()
+        differences = catalog.plan(self._connection, target)
+        if differences and not create:
+            raise ConfigError(*map(str, differences))
+        catalog.apply(self._connection, target, differences)
+        left = catalog.plan(self._connection, target) if differences else ()
+        if left:  # another member made the collection at the same moment, and otherwise
+            raise ConfigError(*map(str, left))
+        self._connection.load(self.collection)
+        identity = catalog.identity(self._connection, self.collection)
+        if identity is None:
+            raise ConfigError(
+                f"collection {self.collection}: lost its property {PROPERTY_ID}; was it dropped just now?"
+            )
+        return identity
+
+    def upsert(self, new: Sequence[Row]) -> None:
+        """Write rows with their vectors. See ``ports.Sink``.
+
+        Raises:
+            DocumentError: A row cannot be kept, or the server refuses it.
+        """
+        rows.unique(new)
+        self._write([rows.encode(self._wanted, row, vectors=True) for row in new])
+
+    def rewrite(self, changed: Sequence[Row]) -> frozenset[ChunkId]:
+        """Write all but the vectors of rows that are there. See ``ports.Sink``."""
+        rows.unique(changed)
+        encoded = [rows.encode(self._wanted, row, vectors=False) for row in changed]
+        if not encoded:
+            return frozenset()
+        if not self._connection.capabilities().partial_update:
+            return self._rewrite_whole(encoded)
+        try:
+            self._write(encoded, partial_update=True)
+        except DocumentError:
+            # Most likely a row is not there: the server misses its vectors. Asking before every rewrite would cost
+            # a read, and on a server a wait for its clock, for what hardly ever happens.
+            there = self.existing([row.id for row in encoded])
+            missing = frozenset(row.id for row in encoded) - there
+            if not missing:
+                raise
+            self._write([row for row in encoded if row.id in there], partial_update=True)
+            return missing
+        return frozenset()
+
+    def delete(self, ids: Sequence[ChunkId]) -> None:
+        """Delete rows by key; those that are not there count as deleted."""
+        for start in range(0, len(ids), _KEYS):
+            keys = list(ids[start : start + _KEYS])
+            doing = f"deleting {len(keys)} rows from {self.collection}"
+            self._connection.call("delete", self.collection, doing=doing, request=Request.WRITE, ids=keys)
+
+    def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
+        """Return which of the ids are there, read with Strong consistency."""
+        return frozenset(str(row["id"]) for row in self._by_key(ids, ["id"]))
+
+    def stored(self) -> Iterator[StoredRow]:
+        """Yield every row of the collection, in the order of their keys, a page in memory at a time."""
+        last = ""
+        while page := self._page(last):
+            for row in page:
+                version = Version(int(row["version"]), str(row["domain"]))
+                yield StoredRow(str(row["id"]), str(row["document_id"]), version, str(row["source"]))
+            last = str(page[-1]["id"])
+
+    def count(self) -> int:
+        """Return the number of rows, read with Strong consistency."""
+        answer = self._query(f"counting the rows of {self.collection}", "", ["count(*)"])
+        return int(answer[0]["count(*)"])
+
+    def probe(self) -> None:
+        """Read and delete a key that nobody has: a server that is out of quota or disk answers reads alone."""
+        self._query(f"probing {self.collection}", _in([_NOBODY]), ["id"])
+        self.delete([_NOBODY])
+
+    def validate(self, row: Row) -> None:
+        """Check all of a row but its vectors.
+
+        Raises:
+            DocumentError: Which field, and why.
+        """
+        rows.check(self._wanted, row)
+
+    def search(self, field: str, vectors: Vectors, limit: int) -> Sequence[Sequence[Hit]]:
+        """Return the nearest rows for each query vector, best first.
+
+        A sparse query without any weight meets nothing. The score is Milvus's own: with L2, the least is the best.
+        """
+        queries = {
+            at: {int(i): float(v) for i, v in zip(vector.indices, vector.values, strict=True)}
+            if isinstance(vector, SparseVector)
+            else np.asarray(vector, dtype=np.float32)
+            for at, vector in enumerate(vectors)
+            if not (isinstance(vectors, SparseVectors) and len(vector.indices) == 0)
+        }
+        hits: list[list[Hit]] = [[] for _ in range(len(vectors))]
+        step = max(1, _HITS // limit)
+        places = list(queries)
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            for place, found in zip(part, self._search(field, [queries[at] for at in part], limit), strict=True):
+                hits[place] = [self._hit(row) for row in found]
+        return hits
+
+    def _possible(self) -> Wanted:
+        return possible(self._wanted, self._connection.capabilities())
+
+    def _write(self, encoded: Sequence[Encoded], **options: object) -> None:
+        config = self._connection.config
+        for batch in rows.batches(encoded, config.batch_bytes, config.batch_rows):
+            self._send(batch, options)
+
+    def _send(self, batch: list[Encoded], options: Mapping[str, Any]) -> None:
+        doing = f"writing {len(batch)} rows to {self.collection}"
+        try:
+            self._connection.call(
+                "upsert",
+                self.collection,
+                doing=doing,
+                request=Request.WRITE,
+                data=[row.entity for row in batch],
+                **options,
+            )
+        except TooLargeError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            self._send(batch[:half], options)
+            self._send(batch[half:], options)
+
+    def _rewrite_whole(self, encoded: Sequence[Encoded]) -> frozenset[ChunkId]:
+        """Write rows with the vectors that they have, for servers without partial updates."""
+        fields = [column.name for column in self._wanted.vectors]
+        # Few at a time: the answer carries the vectors.
+        missing: set[ChunkId] = set()
+        for start in range(0, len(encoded), _KEYS):
+            part = encoded[start : start + _KEYS]
+            kept = {str(row["id"]): row for row in self._by_key([row.id for row in part], ["id", *fields])}
+            missing.update(row.id for row in part if row.id not in kept)
+            self._write([self._with_vectors(row, kept[row.id]) for row in part if row.id in kept])
+        return frozenset(missing)
+
+    def _with_vectors(self, row: Encoded, kept: Mapping[str, Any]) -> Encoded:
+        entity = dict(row.entity)
+        size = row.size
+        for column in self._wanted.vectors:
+            vector = kept[column.name]
+            entity[column.name] = vector if isinstance(vector, dict) else np.asarray(vector, dtype=np.float32)
+            size += 8 * len(vector)
+        return rows.Encoded(row.id, entity, size)
+
+    def _by_key(self, ids: Sequence[ChunkId], fields: list[str]) -> Iterator[Mapping[str, Any]]:
+        for start in range(0, len(ids), _KEYS):
+            keys = ids[start : start + _KEYS]
+            yield from self._query(f"looking up {len(keys)} rows of {self.collection}", _in(keys), fields)
+
+    def _page(self, last: str) -> Sequence[Mapping[str, Any]]:
+        # These two make the answer the rows that come next by key; without them a server answers any rows. They are
+        # what the client's own iterator sends, which is not used because its first question has no deadline.
+        options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _PAGE}
+        fields = ["id", "document_id", "version", "domain", "source"]
+        return self._query(f"reading {self.collection}", f"id > {json.dumps(last)}", fields, **options)
+
+    def _query(
+        self,
+        doing: str,
+        expression: str,
+        fields: list[str],
+        **options: Any,  # noqa: ANN401 - passed on to the client as they are
+    ) -> Sequence[Mapping[str, Any]]:
+        answer: Sequence[Mapping[str, Any]] = self._connection.call(
+            "query",
+            self.collection,
+            doing=doing,
+            filter=expression,
+            output_fields=fields,
+            consistency_level="Strong",
+            **options,
+        )
+        return answer
+
+    def _search(self, field: str, queries: list[object], limit: int) -> Sequence[Sequence[Mapping[str, Any]]]:
+        index = self._wanted.index(field)
+        parameters = dict(self._wanted.search.get(field, {}))
+        if index.type.startswith("HNSW"):  # a server refuses to look at fewer rows than it should return
+            parameters["ef"] = max(int(parameters.get("ef", _HNSW_EF)), limit)
+        answer: Sequence[Sequence[Mapping[str, Any]]] = self._connection.call(
+            "search",
+            self.collection,
+            doing=f"searching {field} of {self.collection}",
+            data=queries,
+            anns_field=field,
+            limit=limit,
+            output_fields=["document_id", "chunk_index", "text", "source", "metadata", *self._names],
+            search_params={"metric_type": index.metric, "params": parameters},
+            consistency_level=self._connection.config.consistency,
+        )
+        return answer
+
+    def _hit(self, found: Mapping[str, Any]) -> Hit:
+        entity = found["entity"]
+        declared = {name: entity[name] for name in self._names if entity.get(name) is not None}
+        return Hit(
+            id=str(found["id"]),
+            document_id=str(entity["document_id"]),
+            chunk_index=int(entity["chunk_index"]),
+            score=float(found["distance"]),
+            text=str(entity["text"]),
+            source=str(entity["source"]),
+            metadata={**(entity.get("metadata") or {}), **declared},
+        )
+
+
+def _in(keys: Sequence[str]) -> str:
+    return f"id in {json.dumps(list(keys))}"
