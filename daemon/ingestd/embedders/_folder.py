@@ -1,0 +1,183 @@
+"""What the files of a sentence-transformers or transformers model say about it, read without torch.
+
+Owns the reading of their JSON files: prompts, lengths, modules, and the digest of what decides a vector. The layout
+is that of sentence-transformers 6: ``modules.json`` names a folder for each module, the first of which (often the
+root) is the transformer; a folder without it is a plain transformers model. Asking the loaded model instead was
+turned down: the daemon needs the lengths before, and without, a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, TypeAlias
+
+from ingestd.errors import ConfigError
+from ingestd.model import Json, Role, canonical_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_Object: TypeAlias = "dict[str, Json]"
+
+_ENDLESS = 10**9
+"""transformers says 10**30 where a tokenizer has no limit."""
+_LENGTH_FILES = "sentence_*_config.json"
+"""``sentence_bert_config.json``, or one of its older names."""
+_PROMPT_NAMES = {Role.DOCUMENT: ("document", "passage", "corpus"), Role.QUERY: ("query",)}
+"""In the order in which ``encode_document`` and ``encode_query`` look for them."""
+
+_DEFAULTS: _Object = {
+    "include_prompt": True,
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+}
+"""Of the modules' settings, where the default is not off."""
+
+
+def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Role, str]:
+    """Return what is put before a text: as configured, or else as the model was trained.
+
+    Args:
+        folder: The model's.
+        document: The configured prompt for documents; None leaves it to the model.
+        query: The same for queries.
+    """
+    saved = _read(folder / "config_sentence_transformers.json").get("prompts")
+    known: _Object = saved if isinstance(saved, dict) else {}
+    own = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPT_NAMES.items()}
+    given = {Role.DOCUMENT: document, Role.QUERY: query}
+    return {role: str(own[role]) if text is None else text for role, text in given.items()}
+
+
+def length(folder: Path, most: int | None) -> int | None:
+    """Return the most tokens that the model takes, special tokens and prompt included; None if nothing limits it.
+
+    The least of what its files say and ``most``: a length that one file allows and another does not ends in an index
+    error inside the model, or in positions that were never trained.
+    """
+    transformer = _transformer(folder)
+    lengths = [
+        _read(transformer / "tokenizer_config.json").get("model_max_length"),
+        _read(transformer / "config.json").get("max_position_embeddings"),
+        most,
+    ]
+    for file in sorted(transformer.glob(_LENGTH_FILES)):
+        said = _read(file)
+        processor = said.get("processor_kwargs", said.get("tokenizer_args"))
+        lengths += [said.get("max_seq_length"), said.get("document_length")]
+        lengths.append(processor.get("model_max_length") if isinstance(processor, dict) else None)
+    known = [int(said) for said in lengths if isinstance(said, int | float) and 0 < said < _ENDLESS]
+    return min(known, default=None)
+
+
+def tokenizer_file(folder: Path) -> Path:
+    """Return the path of the model's ``tokenizer.json``.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    path = _transformer(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"model: {folder} has no tokenizer.json, which chunking by tokens needs: "
+            "save the model's fast tokenizer there (AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+        )
+    return path
+
+
+def modules(folder: Path) -> list[Json]:
+    """Return what follows the transformer (pooling, dense layers, normalisation), in a form that compares.
+
+    Settings that are off or at their default are left out: newer versions of the library write them all, older ones
+    did not, and neither changes a vector.
+    """
+    found: list[Json] = []
+    for path, kind in _modules(folder)[1:]:
+        settings = _read(path / "config.json")
+        told = {key: value for key, value in settings.items() if value not in (False, None, _DEFAULTS.get(key))}
+        found.append({"module": kind.rpartition(".")[2], **told})
+    return found
+
+
+def lower_case(folder: Path) -> bool:
+    """Return whether texts are put into lower case before the tokenizer sees them."""
+    return any(_read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
+
+
+def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapping[str, Json]) -> str:
+    """Return the fingerprint of a vector space: vectors of equal fingerprints may be compared.
+
+    The weights are hashed, not named: the same model from a package, a folder and the hub is one space, and a branch
+    that moved is another.
+
+    Args:
+        kind: ``dense`` or ``sparse``.
+        folder: The model's files, weights included.
+        prompts: What is put before a text of each role.
+        more: What else decides a vector.
+
+    Raises:
+        ConfigError: There are no weights.
+    """
+    said: _Object = {
+        "kind": kind,
+        "weights": weights_digest(folder),
+        "lower_case": lower_case(folder),
+        "prompts": {role.value: text for role, text in prompts.items()},
+        **more,
+    }
+    return hashlib.sha256(canonical_json(said)).hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a SHA-256 over the weights of all modules, in a stable order.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    folders = sorted({folder, *(path for path, _ in _modules(folder))})
+    files = [file for path in folders for file in sorted(path.glob("*.safetensors"))]
+    if not files:
+        files = [file for path in folders for file in sorted(path.glob("pytorch_model*.bin"))]
+    if not files:
+        raise ConfigError(f"model: {folder} has no weights (*.safetensors or pytorch_model.bin)")
+    hasher = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            hasher.update(hashlib.file_digest(opened, "sha256").digest())
+    return hasher.hexdigest()
+
+
+def _transformer(folder: Path) -> Path:
+    return next((path for path, _ in _modules(folder)), folder)
+
+
+def _modules(folder: Path) -> list[tuple[Path, str]]:
+    """Return each module's folder and class."""
+    path = folder / "modules.json"
+    listed = _load(path) if path.is_file() else []
+    if not isinstance(listed, list):
+        raise ConfigError(f"model: {path} is no list of modules")
+    return list(_described(folder, listed))
+
+
+def _described(folder: Path, listed: list[Json]) -> Iterator[tuple[Path, str]]:
+    for module in listed:
+        if isinstance(module, dict):
+            yield folder / str(module.get("path", "")), str(module.get("type", ""))
+
+
+def _read(path: Path) -> _Object:
+    """Return a file's object; an absent file says nothing."""
+    value = _load(path) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _load(path: Path) -> Json:
+    try:
+        value: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {path} cannot be read: {error}") from error
+    return value

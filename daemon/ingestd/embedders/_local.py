@@ -1,0 +1,120 @@
+"""The daemon's side of a model that runs in a device worker: its options, its tokenizer, and a handle.
+
+Owns what all local embedders have in common. The worker gets the validated options as a dictionary and validates
+them again into the same ``Config``, so that both sides read one definition; the other way, pickling the ``Config``,
+would tie the pipe to pydantic's internals.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ingestd.embedders import _folder
+from ingestd.embedders._location import locate
+from ingestd.embedders._tokenizer import FileTokenizer
+from ingestd.errors import ConfigError
+from ingestd.model import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+    from pathlib import Path
+
+    from ingestd.model import ModelInfo, VectorKind, Vectors
+    from ingestd.ports import Device, DevicePool, Tokenizer
+
+
+class LocalConfig(BaseModel):
+    """The options of every model that runs in a device worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        min_length=1,
+        description="A folder, package:NAME/PATH for a folder inside an installed package, or a name on the hub.",
+    )
+    revision: str | None = Field(
+        default=None, description="A branch, tag or commit on the hub; not set: the main branch, as it is at the start."
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:1, …",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="What to compute in; auto finds out what the device is good at."
+    )
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="The most padded tokens of a batch; not set: chosen for the device."
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=8,
+        description="The most tokens of a text that the model sees, prompt included; not set: all that it can.",
+    )
+    document_prompt: str | None = Field(
+        default=None, description="What is put before each chunk; not set: the model's own prompt for documents."
+    )
+    query_prompt: str | None = Field(
+        default=None, description="What is put before a query; not set: the model's own prompt for queries."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of a device worker on the CPU; not set: torch's choice, one a core."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model: with the daemon's rights, so off."
+    )
+
+    def folder(self, *, weights: bool) -> Path:
+        """Return the folder with the model's files, fetched if they are on the hub.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return locate(self.model, self.revision, weights=weights)
+
+    def prompts(self, folder: Path) -> Mapping[Role, str]:
+        """Return what is put before a text of each role."""
+        return _folder.prompts(folder, self.document_prompt, self.query_prompt)
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer, with room left for special tokens and the prompt of documents.
+
+        Raises:
+            ConfigError: There is no such model, it has no fast tokenizer, or the prompt leaves no room.
+        """
+        folder = self.folder(weights=False)
+        file = _folder.tokenizer_file(folder)
+        length = _folder.length(folder, self.max_tokens)
+        tokenizer = FileTokenizer(file, limit=None)
+        if length is None:
+            return tokenizer
+        room = length - tokenizer.special_tokens() - tokenizer.count(self.prompts(folder)[Role.DOCUMENT])
+        if room < 1:
+            raise ConfigError(f"document_prompt: the prompt fills all of the {length} tokens that the model takes")
+        return FileTokenizer(file, limit=room)
+
+    def on(self, devices: DevicePool, name: str, module: str) -> LocalEmbedder:
+        """Return the embedder, its model in the pool's worker. ``module`` has the ``load`` for it."""
+        return LocalEmbedder(name, devices.load(name, module, self.model_dump(), self.device))
+
+
+class LocalEmbedder:
+    """A handle on a model in a device worker: implements ``ports.Embedder``."""
+
+    def __init__(self, name: str, device: Device) -> None:
+        self.name = name
+        self._device = device
+
+    def info(self) -> ModelInfo:
+        """Return what the model is, loading it if need be."""
+        return self._device.info()
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text for each kind."""
+        return self._device.embed(texts, role, kinds)
+
+    def close(self) -> None:
+        """Nothing to do: the model goes with its worker, which others may share, when the pool closes."""
