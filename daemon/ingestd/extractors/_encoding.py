@@ -91,7 +91,7 @@ def _declared(data: bytes, charset: str | None) -> str | None:
         encoding = codecs.lookup(charset).name
     except (LookupError, ValueError):  # ValueError: a NUL in the name
         return None
-    if encoding in _NO_CHARSETS:
+    if encoding.replace("-", "_") in _NO_CHARSETS:
         return None
     if encoding == "iso8859-1":  # on the web the label means Windows-1252, which is the same but for controls
         text = _strictly(data, "cp1252")

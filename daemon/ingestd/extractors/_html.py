@@ -53,20 +53,22 @@ def text_of(tree: LexborHTMLParser, skipped: frozenset[str]) -> str:
         return ""
     lines = _Lines()
     node: LexborNode = top
+    depth = 0  # nodes are not compared: selectolax's == compares their HTML
     while True:
-        inner = node.first_child if _enter(node, lines, skipped, is_top=node == top) else None
+        inner = node.first_child if _enter(node, lines, skipped, is_top=depth == 0) else None
         if inner is not None:
             node = inner
+            depth += 1
             continue
-        while node.next is None or node == top:
-            if node == top:
-                return lines.text()
-            parent = node.parent
-            if parent is None:
-                return lines.text()
+        following = node.next
+        while depth > 0 and following is None and (parent := node.parent) is not None:
             node = parent
+            depth -= 1
             _leave(node, lines)
-        node = node.next
+            following = node.next
+        if depth == 0 or following is None:
+            return lines.text()
+        node = following
 
 
 def _enter(node: LexborNode, lines: _Lines, skipped: frozenset[str], *, is_top: bool) -> bool:

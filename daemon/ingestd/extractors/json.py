@@ -19,7 +19,7 @@ from ingestd.extractors._media_type import media_type, parameter
 from ingestd.model import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ingestd.model import Content, Json
 
@@ -125,16 +125,19 @@ def _finite(digits: str) -> float:
 
 
 def _refuse_depth(value: Json, limit: int) -> None:
-    level: list[Json] = [value]
-    for _ in range(limit + 1):
+    level = _containers([value])
+    for _ in range(limit):
         level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent if isinstance(parent, list) else ())
+            inner for outer in level for inner in _containers(outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return
-    raise DocumentError(f"JSON that is nested more than {limit} levels deep (max_depth)")
+    if level:
+        raise DocumentError(f"JSON that is nested more than {limit} levels deep (max_depth)")
+
+
+def _containers(values: Iterable[Json]) -> list[list[Json] | dict[str, Json]]:
+    return [value for value in values if isinstance(value, list | dict)]
 
 
 def _labelled(value: Json, path: str = "") -> Iterator[str]:
