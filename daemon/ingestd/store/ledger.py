@@ -1,0 +1,173 @@
+"""The ledger's SQL: what is applied, per collection and document, and which Milvus collection that is about."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from ingestd.model import DocumentKey, Entry, Version
+from ingestd.store.text import from_column, to_column
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ingestd.model import ChunkId, Digest
+
+_ID = 16
+_PRESENT = 32
+_LOOKUP = 500
+"""Keys of one look-up: SQLite before 3.32 takes at most 999 variables."""
+
+_PUT = """
+    INSERT INTO entries
+        (collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (collection, document_id) DO UPDATE SET
+        source = excluded.source, version = excluded.version, domain = excluded.domain,
+        fingerprint = excluded.fingerprint, content = excluded.content, present = excluded.present,
+        doubtful = excluded.doubtful, deleted = excluded.deleted
+    """
+_GET = """
+    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted
+    FROM entries WHERE collection = ? AND document_id IN ({})
+    """
+_PAGE = """
+    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, id
+    FROM entries WHERE collection = ? AND id > ? ORDER BY id LIMIT ?
+    """
+_WHOLE = """
+    SELECT document_id, doubtful = x'', id FROM entries
+    WHERE source = ? AND collection = ? AND deleted = 0 AND id > ? ORDER BY id LIMIT ?
+    """
+
+
+def put(connection: sqlite3.Connection, entries: Iterable[Entry]) -> None:
+    """Replace what is known of these documents."""
+    connection.executemany(_PUT, map(_record, entries))
+
+
+def get(connection: sqlite3.Connection, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Entry]:
+    """Return what is known of these documents."""
+    found = {}
+    collection = attrgetter("collection")
+    for name, group in groupby(sorted(keys, key=collection), key=collection):
+        ids = [key.document_id for key in group]
+        for at in range(0, len(ids), _LOOKUP):
+            some = ids[at : at + _LOOKUP]
+            marks = ",".join("?" * len(some))
+            for record in connection.execute(_GET.format(marks), (name, *some)):
+                entry = _entry(record)
+                found[entry.key] = entry
+    return found
+
+
+def page(connection: sqlite3.Connection, collection: str, after: int, limit: int) -> tuple[list[Entry], int]:
+    """Return entries of a collection, and what to pass as ``after`` for those that follow; start with 0."""
+    records = connection.execute(_PAGE, (collection, after, limit)).fetchall()
+    return [_entry(record) for record in records], records[-1][-1] if records else after
+
+
+def documents(
+    connection: sqlite3.Connection, source: str, collection: str, after: int, limit: int
+) -> tuple[list[tuple[str, bool]], int]:
+    """Return (document's id, whether it is whole), no tombstones, and what to pass as ``after`` for the rest."""
+    records = connection.execute(_WHOLE, (source, collection, after, limit)).fetchall()
+    return [(document_id, bool(whole)) for document_id, whole, _ in records], records[-1][-1] if records else after
+
+
+def collections(connection: sqlite3.Connection, source: str) -> list[str]:
+    """Return the collections that hold documents of a source."""
+    query = "SELECT DISTINCT collection FROM entries WHERE source = ? AND deleted = 0 ORDER BY collection"
+    return [collection for (collection,) in connection.execute(query, (source,))]
+
+
+def sources(connection: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """Return (source, collection, documents that are not deleted)."""
+    query = """
+        SELECT source, collection, SUM(deleted = 0) FROM entries GROUP BY source, collection ORDER BY source, collection
+        """
+    return connection.execute(query).fetchall()
+
+
+def rows(connection: sqlite3.Connection, collection: str) -> int:
+    """Return the number of present rows in a collection."""
+    query = "SELECT COALESCE(SUM(length(present)), 0) FROM entries WHERE collection = ?"
+    (size,) = connection.execute(query, (collection,)).fetchone()
+    return int(size) // _PRESENT
+
+
+def binding(connection: sqlite3.Connection, collection: str) -> str | None:
+    """Return the id of the Milvus collection that the entries are about."""
+    row = connection.execute("SELECT identity FROM bindings WHERE collection = ?", (collection,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def bind(connection: sqlite3.Connection, collection: str, identity: str, entries: Iterable[Entry]) -> None:
+    """Void the collection's entries and seens, and start again from these."""
+    connection.execute("DELETE FROM entries WHERE collection = ?", (collection,))
+    connection.execute("DELETE FROM seens WHERE collection = ?", (collection,))
+    connection.execute(
+        "INSERT INTO bindings (collection, identity) VALUES (?, ?) "
+        "ON CONFLICT (collection) DO UPDATE SET identity = excluded.identity",
+        (collection, identity),
+    )
+    put(connection, entries)
+
+
+def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:
+    """Remove a source's entries."""
+    connection.execute("DELETE FROM entries WHERE source = ? AND collection = ?", (source, collection))
+
+
+def _record(entry: Entry) -> tuple[object, ...]:
+    return (
+        entry.key.collection,
+        entry.key.document_id,
+        entry.source,
+        entry.version.number,
+        to_column(entry.version.domain),
+        entry.fingerprint,
+        entry.content,
+        _pack_present(entry.key, entry.present),
+        _pack_ids(entry.key, entry.doubtful),
+        entry.deleted,
+    )
+
+
+def _entry(record: Sequence[Any]) -> Entry:
+    collection, document_id, source, number, domain, fingerprint, content, present, doubtful, deleted, *_ = record
+    return Entry(
+        key=DocumentKey(collection, document_id),
+        source=source,
+        version=Version(number, from_column(domain)),
+        fingerprint=fingerprint,
+        content=content,
+        present=_unpack_present(present),
+        doubtful=_unpack_ids(doubtful),
+        deleted=bool(deleted),
+    )
+
+
+def _pack_present(key: DocumentKey, present: Mapping[ChunkId, Digest]) -> bytes:
+    packed = b"".join(bytes.fromhex(chunk) + digest for chunk, digest in present.items())
+    if len(packed) != _PRESENT * len(present):
+        raise ValueError(f"{key}: a chunk's id has 32 hexadecimal digits and its digest 16 bytes")
+    return packed
+
+
+def _unpack_present(packed: bytes) -> dict[ChunkId, Digest]:
+    return {packed[at : at + _ID].hex(): packed[at + _ID : at + _PRESENT] for at in range(0, len(packed), _PRESENT)}
+
+
+def _pack_ids(key: DocumentKey, ids: Iterable[ChunkId]) -> bytes:
+    ids = sorted(ids)
+    packed = bytes.fromhex("".join(ids))
+    if len(packed) != _ID * len(ids):
+        raise ValueError(f"{key}: a chunk's id has 32 hexadecimal digits")
+    return packed
+
+
+def _unpack_ids(packed: bytes) -> frozenset[ChunkId]:
+    return frozenset(packed[at : at + _ID].hex() for at in range(0, len(packed), _ID))

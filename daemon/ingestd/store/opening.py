@@ -1,0 +1,149 @@
+"""Before the state is used: a sound file of the current schema, or a clear word on why there is none.
+
+Owns the three ways in: a new file is built aside and renamed into place, so that ``ingestd.db`` never exists half
+made; a damaged one is set aside, to be looked at, and a new one takes its place; a sound one is taken to the current
+schema. Repairing a damaged file was turned down: what a repair brings back cannot be told from what it lost, while
+Milvus and the sources know the truth.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ingestd.errors import ConfigError
+from ingestd.store.connections import connect, connect_reader, is_damage, verdict_at_start
+from ingestd.store.lock import unusable
+from ingestd.store.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DATABASE = "ingestd.db"
+_SIDES = ("-wal", "-shm")
+
+
+def make_directory(state_dir: Path) -> None:
+    """Make the state directory, for its owner's eyes only: dead letters hold documents.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(unusable(state_dir, error)) from error
+
+
+def prepare(path: Path, now: float) -> Path | None:
+    """Leave a sound database of the current schema at the path. The caller holds the lock.
+
+    Args:
+        path: The database.
+        now: Seconds since 1970, for the name of a file that is set aside.
+
+    Returns:
+        Where a damaged one was put, or None.
+
+    Raises:
+        ConfigError: A newer schema, another program's file, or a disk that cannot be used.
+    """
+    try:
+        set_aside = _set_aside(path, now) if _is_damaged(path) else None
+        if not path.exists():
+            _create(path)
+        with closing(connect(path)) as connection:
+            migrate(connection, schema_version(connection, path))
+    except sqlite3.Error as error:
+        raise verdict_at_start(error, path) from error
+    except OSError as error:
+        raise ConfigError(unusable(path.parent, error)) from error
+    return set_aside
+
+
+def check_readable(path: Path) -> None:
+    """Make sure that a command can read the state while a daemon uses it, or none runs. Changes nothing.
+
+    Raises:
+        ConfigError: There is no state yet, it has another schema, or it cannot be read.
+    """
+    if not path.exists():
+        raise ConfigError(f"state_dir: there is no state in {path.parent} yet: no daemon has run with it")
+    try:
+        with closing(connect_reader(path)) as connection:
+            version = schema_version(connection, path)
+    except sqlite3.Error as error:
+        if is_damage(error):
+            raise ConfigError(
+                f"state_dir: {path} is damaged ({error}): the daemon's next start sets it aside and rebuilds it"
+            ) from error
+        raise verdict_at_start(error, path) from error
+    if version < len(MIGRATIONS):
+        raise ConfigError(
+            f"state_dir: {path} has the schema of an older version of ingestd ({version}, this one reads "
+            f"{len(MIGRATIONS)}): start, or start again, the daemon of this version first"
+        )
+
+
+def _is_damaged(path: Path) -> bool:
+    if not path.exists():
+        # A log without its database is what is left of one: SQLite would replay it into whatever takes its place.
+        return any(_side(path, side).exists() for side in _SIDES)
+    if path.stat().st_size == 0:  # never so by our hand (see _create)
+        return True
+    try:
+        with closing(connect(path)) as connection:
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        if is_damage(error):
+            return True
+        raise
+    return bool(answer != "ok")
+
+
+def _set_aside(path: Path, now: float) -> Path:
+    stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
+    target = path.with_name(f"{path.name}.corrupt-{stamp}")
+    again = 1
+    while any(os.path.lexists(name) for name in (target, *(_side(target, side) for side in _SIDES))):
+        again += 1
+        target = path.with_name(f"{path.name}.corrupt-{stamp}-{again}")
+    # The database first: left behind by a crash in between, a log without a database is seen at the next start. A
+    # database without its log might pass the check, and would silently lack what was acknowledged last.
+    for side in ("", *_SIDES):
+        if _side(path, side).exists():
+            _side(path, side).rename(_side(target, side))
+    _sync_directory(path)
+    return target
+
+
+def _create(path: Path) -> None:
+    unfinished = path.with_name(f"{path.name}.new")
+    for side in ("", "-journal", *_SIDES):
+        _side(unfinished, side).unlink(missing_ok=True)
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite's own would be 0644
+    try:
+        with closing(connect(unfinished)) as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
+            migrate(connection, 0)
+        unfinished.rename(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync_directory(path)
+
+
+def _side(path: Path, side: str) -> Path:
+    return path.with_name(path.name + side)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""The retry queue's SQL: one record for each event that waits for its next try.
+
+An event is told by its document, source and position. Each Kafka record is one, so an older version is still there
+when a newer one is dead-lettered; for a folder the position is the path, so a file waits once, whatever became of
+it meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ingestd.model import DocumentKey, Failure, Op, Parked, Stage, Verdict
+from ingestd.store.order import GOOD, is_older, version_columns, version_from
+from ingestd.store.text import clip, clip_start, from_column, from_optional, to_column
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    from ingestd.model import Event, Outcome
+    from ingestd.store.text import Column
+
+_MESSAGE = 4_096
+_TRACEBACK = 16_384
+
+_PUT = """
+    INSERT INTO parked
+        (collection, document_id, source, position, op, attempt, first_failed_at, due_at, version, domain,
+         stage, error, message, traceback)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    """
+_OF_DOCUMENT = """
+    SELECT id, source, position, attempt, first_failed_at, version, domain FROM parked
+    WHERE collection = ? AND document_id = ?
+    """
+_SOONEST = """
+    SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
+           stage, error, message, traceback
+    FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
+    """
+
+
+def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
+    """Park the event, or take out what its end makes moot.
+
+    Returns:
+        How many other events this superseded.
+    """
+    event = outcome.event
+    superseded = 0
+    for at, source, position, attempt, first_failed_at, number, domain in _of_document(connection, event.key):
+        version = version_from(number, domain)
+        same_place = source == event.source and from_column(position) == event.position
+        itself = same_place and (
+            (event.attempt == attempt and event.first_failed_at in (None, first_failed_at))
+            or (event.version is not None and event.version == version)
+        )
+        if outcome.verdict is Verdict.RETRYING:
+            moot = same_place  # its place in the queue is taken below
+        else:
+            moot = itself or (outcome.verdict in GOOD and not is_older(event, version, first_failed_at))
+        if moot:
+            superseded += not itself
+            connection.execute("DELETE FROM parked WHERE id = ?", (at,))
+    if outcome.verdict is Verdict.RETRYING:
+        _park(connection, outcome, now)
+    return superseded
+
+
+def _of_document(connection: sqlite3.Connection, key: DocumentKey) -> list[Any]:
+    return connection.execute(_OF_DOCUMENT, (key.collection, key.document_id)).fetchall()
+
+
+def _park(connection: sqlite3.Connection, outcome: Outcome, now: float) -> None:
+    event = outcome.event
+    if outcome.wait is None or outcome.failure is None:
+        raise ValueError(f"{event.key}: an event that is to be tried again has a wait and a failure")
+    connection.execute(
+        _PUT,
+        (
+            *place(event),
+            event.op.value,
+            event.attempt + 1,
+            now if event.first_failed_at is None else event.first_failed_at,
+            now + outcome.wait,
+            *version_columns(event.version),
+            *failure_columns(outcome.failure),
+        ),
+    )
+
+
+def place(event: Event) -> tuple[str, str, str, Column]:
+    """Return what tells an event from any other: collection, document, source and position, to be bound."""
+    return event.key.collection, event.key.document_id, event.source, to_column(event.position)
+
+
+def failure_columns(failure: Failure) -> tuple[Column | None, ...]:
+    """Return a failure's stage, error, message and traceback, to be bound; the long ones are clipped."""
+    traceback = None if failure.traceback is None else clip_start(failure.traceback, _TRACEBACK)
+    message = to_column(clip(failure.message, _MESSAGE))
+    return failure.stage.value, to_column(failure.error), message, to_column(traceback)
+
+
+def failure_from(stage: str, error: Column, message: Column, traceback: Column | None) -> Failure:
+    """Return the failure that ``failure_columns`` was given."""
+    return Failure(Stage(stage), from_column(error), from_column(message), from_optional(traceback))
+
+
+def soonest(connection: sqlite3.Connection, before: float, limit: int | None) -> Sequence[Parked]:
+    """Return parked events that are due at or before a time, soonest first."""
+    records: Iterator[tuple[str, ...]] = connection.execute(_SOONEST, (before, -1 if limit is None else limit))
+    return [
+        Parked(
+            key=DocumentKey(collection, document_id),
+            op=Op(op),
+            source=source,
+            position=from_column(position),
+            attempt=int(attempt),
+            first_failed_at=float(first_failed_at),
+            due_at=float(due_at),
+            failure=failure_from(*failure),
+        )
+        for collection, document_id, op, source, position, attempt, first_failed_at, due_at, *failure in records
+    ]
+
+
+def next_due(connection: sqlite3.Connection) -> float | None:
+    """Return when the next parked event is due."""
+    (due_at,) = connection.execute("SELECT MIN(due_at) FROM parked").fetchone()
+    return None if due_at is None else float(due_at)
+
+
+def hasten(connection: sqlite3.Connection, now: float) -> int:
+    """Make all parked events due; return how many there are."""
+    connection.execute("UPDATE parked SET due_at = ? WHERE due_at > ?", (now, now))
+    (count,) = connection.execute("SELECT COUNT(*) FROM parked").fetchone()
+    return int(count)
+
+
+def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:
+    """Remove a source's parked events."""
+    connection.execute("DELETE FROM parked WHERE source = ? AND collection = ?", (source, collection))

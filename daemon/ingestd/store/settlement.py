@@ -1,0 +1,49 @@
+"""Outcomes to the ledger, the seens, the retry queue and the dead letters, in one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ingestd.model import Settled
+from ingestd.store import dead_letters, ledger, retries, seens
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+
+    from ingestd.model import Fingerprints, Outcome
+
+
+def settle(
+    connection: sqlite3.Connection,
+    outcomes: Sequence[Outcome],
+    fingerprints: Mapping[str, Fingerprints],
+    *,
+    limits: dead_letters.Limits,
+    now: float,
+) -> Settled:
+    """Apply outcomes in order.
+
+    Args:
+        connection: In a transaction, which is rolled back if this raises.
+        outcomes: Of any collections and sources.
+        fingerprints: By collection.
+        limits: How much the dead letters may take.
+        now: Seconds since 1970.
+
+    Raises:
+        UnavailableError: There would be more dead letters than allowed.
+        KeyError: A collection has no fingerprints.
+        ValueError: An outcome lacks what its verdict needs.
+    """
+    letters = dead_letters.Settlement(connection, limits, now)
+    superseded = mended = 0
+    for outcome in outcomes:
+        fingerprint = fingerprints[outcome.event.key.collection]
+        if outcome.entry is not None:
+            ledger.put(connection, (outcome.entry,))
+        seens.settle(connection, outcome, fingerprint)
+        superseded += retries.settle(connection, outcome, now)
+        mended += letters.settle(outcome, fingerprint)
+    letters.check()
+    return Settled(superseded=superseded, mended=mended)

@@ -1,0 +1,409 @@
+"""The state of the daemon: ledger, seens, retry queue and dead letters (``ports.Store``) on one SQLite file.
+
+Owns the lock, the writer and the readers of a state directory, and puts the SQL of the modules beside it behind the
+port. Everything that changes the state is durable when it returns, except ``resee``. Iterators read a page at a
+time, so that they hold no snapshot: what changes meanwhile may or may not be in them.
+
+A queue library beside a key-value store was turned down: moving an event between ledger, retry queue and dead
+letters has to be one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from ingestd.errors import FatalError
+from ingestd.store import dead_letters, ledger, retries, runs, seens, settlement
+from ingestd.store.connections import Readers, verdict_at_start
+from ingestd.store.lock import StateLock
+from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare
+from ingestd.store.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from ingestd.model import DeadLetter, DocumentKey, Entry, Fingerprints, Outcome, Parked, Seen, Settled
+    from ingestd.ports import Clock
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 1_000
+_LETTERS = 500
+_ORIGINALS = 16
+"""Dead letters of a page with their originals: each may be as large as ``keep_bytes``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the state holds of a source."""
+
+    documents: int = 0
+    tombstones: int = 0
+    parked: int = 0
+    dead_letters: int = 0
+
+
+class SqliteStore:
+    """The state in a directory. Made by ``open`` or ``read_only``; safe to call from any thread.
+
+    Every method raises UnavailableError while the disk does not answer, and FatalError when the state is damaged,
+    replaced behind the daemon's back, or closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        limits: dead_letters.Limits,
+        lock: StateLock | None = None,
+        writer: Writer | None = None,
+        set_aside: Path | None = None,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._limits = limits
+        self._lock = lock
+        self._writer = writer
+        self._readers = Readers(path)
+        self._begun = False
+        self.set_aside = set_aside
+        """Where a damaged file was put at the opening; None: there was none."""
+
+    @classmethod
+    def open(
+        cls,
+        state_dir: Path,
+        *,
+        clock: Clock,
+        dead_letter_bytes: int = 1 << 30,
+        keep_bytes: int = 1 << 20,
+        max_dead_letters: int = 100_000,
+        wait: float = 5.0,
+    ) -> SqliteStore:
+        """Lock the state directory and open the state in it, making both where they are not there.
+
+        Args:
+            state_dir: On a local disk.
+            clock: Wall-clock times of what is stored are its.
+            dead_letter_bytes: The most bytes of originals that dead letters keep in all.
+            keep_bytes: The largest original that is kept; of a larger one the letter holds a reference.
+            max_dead_letters: Beyond it ``settle`` refuses.
+            wait: Seconds to wait for a predecessor that is on its way out.
+
+        Raises:
+            ConfigError: Another process uses it, the disk cannot be used, or the schema is newer than this program.
+        """
+        make_directory(state_dir)
+        path = state_dir / DATABASE
+        lock = StateLock(state_dir, wait)
+        try:
+            set_aside = prepare(path, clock.time())
+            try:
+                writer = Writer(path)
+            except sqlite3.Error as error:
+                raise verdict_at_start(error, path) from error
+        except BaseException:
+            lock.release()
+            raise
+        if set_aside is not None:
+            _log.error("the state was damaged and is set aside as %s: it is rebuilt", set_aside)
+        limits = dead_letters.Limits(max_dead_letters, dead_letter_bytes, keep_bytes)
+        return cls(path, clock=clock, limits=limits, lock=lock, writer=writer, set_aside=set_aside)
+
+    @classmethod
+    def read_only(cls, state_dir: Path, *, clock: Clock) -> SqliteStore:
+        """Open the state to look at it, also while a daemon uses it. Methods that change it raise FatalError.
+
+        Raises:
+            ConfigError: There is no state yet, it has another schema, or it cannot be read.
+        """
+        path = state_dir / DATABASE
+        check_readable(path)
+        return cls(path, clock=clock, limits=dead_letters.Limits(0, 0, 0))
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the opening found a damaged file: what was in it has to come from Milvus and the sources."""
+        return self.set_aside is not None
+
+    @property
+    def failing(self) -> str | None:
+        """Why the last change could not be made durable; None when it could."""
+        return self._writer.failing if self._writer is not None else None
+
+    def __enter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; the run counts as ended well if nothing was raised."""
+        self.close(clean=error is None)
+
+    def begin(self) -> runs.Unclean | None:
+        """Note that a run of the daemon begins. Commands that only borrow the state leave this out.
+
+        Returns:
+            What is in doubt: how the last run ended, if it did not end well; None when the ledger can be trusted.
+        """
+        begin = partial(runs.begin, boot=runs.boot_id(), pid=os.getpid(), now=self._clock.time())
+        unclean = self._write(begin)
+        self._begun = True
+        return unclean
+
+    def verified(self) -> None:
+        """Note that what ``begin`` put in doubt was held against Milvus; until then the next run inherits it."""
+        self._write(runs.verified)
+
+    def close(self, *, clean: bool) -> None:
+        """Wait for what is submitted, note how the run ended, and let go of everything. Only the first call counts.
+
+        Args:
+            clean: The run ended as it should; counts only where one had begun.
+
+        Raises:
+            UnavailableError: The note could not be written: the next start will take this for an unclean end.
+        """
+        begun, self._begun = self._begun, False
+        try:
+            if begun and clean:
+                self._write(runs.end)
+        finally:
+            # Readers first: the last connection to close is then the writer's, which empties the log.
+            self._readers.close()
+            if self._writer is not None:
+                self._writer.stop()
+            if self._lock is not None:
+                self._lock.release()
+
+    def flush(self) -> None:
+        """Wait until everything that was submitted is on disk, ``resee`` too."""
+        self._write(lambda _: None)
+
+    def probe(self) -> None:
+        """Write something small: returns if the state takes it.
+
+        Raises:
+            UnavailableError: It does not.
+        """
+        query = (
+            "INSERT INTO meta (key, value) VALUES ('probe', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        )
+        now = self._clock.time()
+        self._write(lambda connection: connection.execute(query, (str(now),)).rowcount)
+
+    # Ledger
+
+    def entries(self, keys: Sequence[DocumentKey]) -> Mapping[DocumentKey, Entry]:
+        """Return what is known of these documents; those that are not known are left out."""
+        with self._readers.lease() as connection:
+            return ledger.get(connection, keys)
+
+    def write_ahead(self, entries: Sequence[Entry]) -> None:
+        """Make these entries durable before Milvus is touched. Returns when they are on disk."""
+        if entries:
+            self._write(partial(ledger.put, entries=entries), weight=len(entries))
+
+    def binding(self, collection: str) -> str | None:
+        """Return the random id of the Milvus collection that the entries are about, if any."""
+        with self._readers.lease() as connection:
+            return ledger.binding(connection, collection)
+
+    def bind(self, collection: str, identity: str, entries: Iterable[Entry]) -> None:
+        """Void the collection's entries and seens, and start again from these, in one transaction.
+
+        ``entries`` is read on the writer's thread: it may wait for Milvus, and everything else that is to be written
+        waits with it, but it must not write to the store itself. What it raises leaves all as it was.
+        """
+        self._write(partial(ledger.bind, collection=collection, identity=identity, entries=entries))
+
+    def collection_entries(self, collection: str) -> Iterator[Entry]:
+        """Yield all entries of a collection, tombstones too."""
+        after, more = 0, True
+        while more:
+            with self._readers.lease() as connection:
+                entries, after = ledger.page(connection, collection, after, _PAGE)
+            yield from entries
+            more = len(entries) == _PAGE
+
+    def rows(self, collection: str) -> int:
+        """Return the number of present rows that the ledger knows in a collection. Reads all of its entries."""
+        with self._readers.lease() as connection:
+            return ledger.rows(connection, collection)
+
+    def sources(self) -> Sequence[tuple[str, str, int]]:
+        """Return (source, collection, documents that are not deleted) for every source the ledger knows."""
+        with self._readers.lease() as connection:
+            return ledger.sources(connection)
+
+    # Seens
+
+    def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
+        """Yield what was seen of every document of the source.
+
+        Args:
+            source: The source.
+            collection: Only what was settled in this one: a source that was pointed at another collection has seens
+                of both.
+        """
+        after, more = ("", ""), True
+        while more:
+            with self._readers.lease() as connection:
+                seen, after = seens.page(connection, source, collection, after, _PAGE)
+            yield from seen
+            more = len(seen) == _PAGE
+
+    def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
+        """Yield the ids of the source's documents that the ledger holds, and whether each has no doubtful rows.
+
+        Args:
+            source: The source.
+            collection: Only those in it; None: in any.
+        """
+        with self._readers.lease() as connection:
+            names = ledger.collections(connection, source) if collection is None else [collection]
+        for name in names:
+            after, more = 0, True
+            while more:
+                with self._readers.lease() as connection:
+                    documents, after = ledger.documents(connection, source, name, after, _PAGE)
+                yield from documents
+                more = len(documents) == _PAGE
+
+    def resee(self, seen: Sequence[Seen]) -> None:
+        """Replace what was seen of these documents. Durable soon: what is lost is only looked at once more."""
+        if seen:
+            self._submit(partial(seens.replace, seen=seen), weight=len(seen)).add_done_callback(_warn)
+
+    def confirm(self, source: str) -> None:
+        """Note that an operator confirmed the source's held deletes."""
+        self._write(partial(seens.confirm, source=source))
+
+    def confirmed(self, source: str) -> bool:
+        """Return, once, whether an operator confirmed the source's held deletes while no daemon ran."""
+        with self._readers.lease() as connection:  # nearly always not: no write for that
+            noted = seens.is_confirmed(connection, source)
+        return noted and self._write(partial(seens.take_confirmation, source=source))
+
+    # Settling, retries, dead letters
+
+    def settle(self, outcomes: Sequence[Outcome], fingerprints: Mapping[str, Fingerprints]) -> Settled:
+        """Make outcomes durable in one transaction: ledger entries, seens, parked events, dead letters.
+
+        An event is taken out of the retry queue by its own next outcome (told by source, position, attempt and
+        ``first_failed_at``, or by its version), and by one that is not older and ends as written, deleted or
+        unchanged. Such a one also removes its document's older dead letters of the same source. A dead letter takes
+        the place of one of the same document, source, position and signature, and keeps its id.
+
+        Args:
+            outcomes: Of any collections and sources, in the order in which they ended.
+            fingerprints: By collection.
+
+        Returns:
+            What else it ended.
+
+        Raises:
+            UnavailableError: Nothing was stored: the disk is full or gone, or no more dead letters are allowed.
+        """
+        apply = partial(
+            settlement.settle, outcomes=outcomes, fingerprints=fingerprints, limits=self._limits, now=self._clock.time()
+        )
+        return self._write(apply, weight=len(outcomes))
+
+    def due(self, now: float, limit: int) -> Sequence[Parked]:
+        """Return parked events that are due, soonest first, without taking them out."""
+        with self._readers.lease() as connection:
+            return retries.soonest(connection, now, limit)
+
+    def next_due(self) -> float | None:
+        """Return when the next parked event is due, or None if nothing is parked."""
+        with self._readers.lease() as connection:
+            return retries.next_due(connection)
+
+    def parked(self, *, limit: int | None = None) -> Sequence[Parked]:
+        """Return parked events, soonest first."""
+        with self._readers.lease() as connection:
+            return retries.soonest(connection, float("inf"), limit)
+
+    def hasten(self, now: float) -> int:
+        """Make all parked events due now; return how many there are."""
+        return self._write(partial(retries.hasten, now=now))
+
+    def dead_letters(self, ids: Sequence[int] | None = None, *, data: bool = True) -> Iterator[DeadLetter]:
+        """Yield dead letters, oldest first.
+
+        Args:
+            ids: Only these; None: all.
+            data: Read the originals too.
+        """
+        size = _ORIGINALS if data else _LETTERS
+        if ids is not None:
+            wanted = sorted(set(ids))
+            for at in range(0, len(wanted), size):
+                with self._readers.lease() as connection:
+                    letters = dead_letters.some(connection, wanted[at : at + size], data=data)
+                yield from letters
+            return
+        after, more = 0, True
+        while more:
+            with self._readers.lease() as connection:
+                letters = dead_letters.page(connection, after, size, data=data)
+            yield from letters
+            more = len(letters) == size
+            after = letters[-1].id if letters else after
+
+    def discard(self, ids: Sequence[int]) -> int:
+        """Remove dead letters; return how many were there."""
+        return self._write(partial(dead_letters.discard, ids=list(ids)), weight=len(ids))
+
+    def forget(self, source: str, collection: str) -> None:
+        """Remove all that is known of a source: entries, seens, parked events and dead letters."""
+
+        def forget(connection: sqlite3.Connection) -> None:
+            for table in (ledger, seens, retries, dead_letters):
+                table.forget(connection, source, collection)
+
+        self._write(forget)
+
+    def counts(self) -> Mapping[str, Counts]:
+        """Return what the state holds of each source, from its indexes."""
+        with self._readers.lease() as connection:
+            return _counts(connection)
+
+    def _write(self, apply: Callable[[sqlite3.Connection], T], *, weight: int = 1) -> T:
+        return self._submit(apply, weight=weight).result()
+
+    def _submit(self, apply: Callable[[sqlite3.Connection], T], *, weight: int) -> Future[T]:
+        if self._writer is None:
+            raise FatalError(f"the state in {self._path} was opened to be looked at, not to be changed")
+        return self._writer.submit(apply, weight=weight)
+
+
+def _warn(future: Future[None]) -> None:
+    if error := future.exception():
+        _log.warning("what was seen of some documents could not be noted; they are looked at again: %s", error)
+
+
+def _counts(connection: sqlite3.Connection) -> dict[str, Counts]:
+    query = """
+        SELECT source, SUM(documents), SUM(tombstones), SUM(parked), SUM(dead_letters) FROM (
+            SELECT source, SUM(deleted = 0) AS documents, SUM(deleted) AS tombstones, 0 AS parked, 0 AS dead_letters
+            FROM entries GROUP BY source
+            UNION ALL SELECT source, 0, 0, COUNT(*), 0 FROM parked GROUP BY source
+            UNION ALL SELECT source, 0, 0, 0, COUNT(*) FROM dead_letters GROUP BY source
+        ) GROUP BY source ORDER BY source
+        """
+    return {source: Counts(*numbers) for source, *numbers in connection.execute(query)}

@@ -1,0 +1,345 @@
+"""How the state is opened, locked, set aside, looked at, and how the last run's end is told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+import stat
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingestd.errors import ConfigError, FatalError
+from ingestd.model import DocumentKey, Entry, Version
+from ingestd.store import runs
+from ingestd.store.lock import StateLock
+from ingestd.store.migrations import MIGRATIONS
+from ingestd.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KEY = DocumentKey("articles", "a")
+ENTRY = Entry(KEY, "inbox", Version(1, "inbox"), "f", "c", {"0" * 32: b"d" * 16})
+
+
+def opened(state: Path, wait: float = 0.0) -> SqliteStore:
+    """Open the state at the real time."""
+    return SqliteStore.open(state, clock=time, wait=wait)
+
+
+def filled(state: Path) -> None:
+    """Leave a state with one entry behind."""
+    with opened(state) as store:
+        store.begin()
+        store.write_ahead([ENTRY])
+
+
+def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Dead letters hold documents: neither the directory nor a file in it is readable for others."""
+    state = tmp_path / "deep" / "state"
+    with opened(state) as store:
+        store.write_ahead([ENTRY])
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [state, *state.iterdir()]}
+    assert modes == {
+        "state": 0o700,
+        "ingestd.db": 0o600,
+        "ingestd.db-wal": 0o600,
+        "ingestd.db-shm": 0o600,
+        "lock": 0o600,
+    }
+    assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "lock"]
+
+
+def test_what_an_interrupted_first_start_left_is_no_obstacle(tmp_path: Path) -> None:
+    """A file that was never finished is made again, and does not count as a damaged state."""
+    (tmp_path / "ingestd.db.new").write_bytes(b"half")
+    (tmp_path / "ingestd.db.new-journal").write_bytes(b"half")
+    with opened(tmp_path) as store:
+        assert not store.rebuilt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ingestd.db", "lock"]
+
+
+def overwrite_start(path: Path) -> None:
+    """Make it something that is no database."""
+    path.write_bytes(b"this is no database at all, however long it is" * 100)
+
+
+def overwrite_middle(path: Path) -> None:
+    """Damage all pages but the first, whose header is sound then."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+
+
+def cut(path: Path) -> None:
+    """Lose the second half."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    """Lose everything but the name."""
+    os.truncate(path, 0)
+
+
+def lose_database_only(path: Path) -> None:
+    """Leave a write-ahead log without its database."""
+    path.rename(path.with_name("ingestd.db-wal"))
+
+
+@pytest.mark.parametrize("damage", [overwrite_start, overwrite_middle, cut, empty, lose_database_only])
+def test_a_damaged_state_is_set_aside(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the damage: the file is kept under another name, a new one takes its place, and it is said aloud."""
+    filled(tmp_path)
+    damage(tmp_path / "ingestd.db")
+    with caplog.at_level(logging.ERROR), opened(tmp_path) as store:
+        assert store.set_aside is not None
+        assert re.fullmatch(r"ingestd\.db\.corrupt-\d{8}T\d{6}Z", store.set_aside.name)
+        assert store.rebuilt
+        assert store.entries([KEY]) == {}
+        store.write_ahead([ENTRY])
+    assert "set aside" in caplog.text
+    kept = [path.name for path in tmp_path.iterdir() if ".corrupt-" in path.name]
+    assert kept
+    assert all(name.startswith(store.set_aside.name) for name in kept)
+    with opened(tmp_path) as store:
+        assert (store.rebuilt, store.entries([KEY])) == (False, {KEY: ENTRY})
+
+
+def test_a_second_damage_in_the_same_second_overwrites_nothing(tmp_path: Path) -> None:
+    """Each damaged file keeps a name of its own."""
+
+    class Still:
+        def time(self) -> float:
+            return 0.0
+
+        def monotonic(self) -> float:
+            return 0.0
+
+    for content in (b"first", b"second"):
+        (tmp_path / "ingestd.db").write_bytes(content)
+        SqliteStore.open(tmp_path, clock=Still(), wait=0.0).close(clean=True)
+    assert (tmp_path / "ingestd.db.corrupt-19700101T000000Z").read_bytes() == b"first"
+    assert (tmp_path / "ingestd.db.corrupt-19700101T000000Z-2").read_bytes() == b"second"
+
+
+def test_a_sound_state_with_an_unread_log_is_not_set_aside(tmp_path: Path) -> None:
+    """What a killed process left in its write-ahead log is found at the next start."""
+    store = opened(tmp_path / "live")
+    store.write_ahead([ENTRY])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("ingestd.db", "ingestd.db-wal"):
+        (copy / name).write_bytes((tmp_path / "live" / name).read_bytes())
+    store.close(clean=True)
+    with opened(copy) as after:
+        assert (after.rebuilt, after.entries([KEY])) == (False, {KEY: ENTRY})
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """A program that is too old for the state changes nothing in it and says what to install."""
+    filled(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    before = (tmp_path / "ingestd.db").read_bytes()
+    with pytest.raises(ConfigError, match="newer version of ingestd"):
+        opened(tmp_path)
+    with pytest.raises(ConfigError, match="newer version of ingestd"):
+        SqliteStore.read_only(tmp_path, clock=time)
+    assert (tmp_path / "ingestd.db").read_bytes() == before
+
+
+def test_an_older_schema_is_not_looked_at(tmp_path: Path) -> None:
+    """A command of a newer version says that the daemon has to take the state to its schema first."""
+    filled(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        connection.execute("PRAGMA user_version = 0")
+    with pytest.raises(ConfigError, match="older version"):
+        SqliteStore.read_only(tmp_path, clock=time)
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    """A sound database that is not ours is neither set aside nor written to."""
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    with pytest.raises(ConfigError, match="another program"):
+        opened(tmp_path)
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+def test_a_file_where_the_directory_should_be_is_refused(tmp_path: Path) -> None:
+    """A state_dir that is no directory is a fault of the configuration, with its cure."""
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(ConfigError, match=r"state_dir: .*directory"):
+        opened(tmp_path / "state")
+
+
+def test_a_directory_where_the_database_should_be_is_refused(tmp_path: Path) -> None:
+    """What cannot be opened for another reason than damage is left where it is."""
+    (tmp_path / "ingestd.db").mkdir()
+    (tmp_path / "ingestd.db" / "something").touch()
+    with pytest.raises(ConfigError, match="state_dir: "):
+        opened(tmp_path)
+    assert (tmp_path / "ingestd.db" / "something").exists()
+
+
+# The lock
+
+
+def test_a_second_instance_is_refused_by_the_first_ones_number(tmp_path: Path) -> None:
+    """The second to open a state is told which process has it, and the first goes on unharmed."""
+    with opened(tmp_path) as first:
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+            opened(tmp_path)
+        first.write_ahead([ENTRY])
+    with opened(tmp_path) as store:
+        assert store.entries([KEY]) == {KEY: ENTRY}
+
+
+def test_a_successor_waits_for_its_predecessor(tmp_path: Path) -> None:
+    """Opening waits for a lock that is let go within the time it was given."""
+    first = opened(tmp_path)
+    started = threading.Event()
+
+    def succeed() -> None:
+        started.set()
+        opened(tmp_path, wait=30.0).close(clean=True)
+
+    successor = threading.Thread(target=succeed)
+    successor.start()
+    assert started.wait(10)
+    first.close(clean=True)
+    successor.join(20)
+    assert not successor.is_alive()
+
+
+def test_a_failed_opening_lets_go_of_the_lock(tmp_path: Path) -> None:
+    """After a refusal the state can be opened once its cause is gone, by the same process."""
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    with pytest.raises(ConfigError):
+        opened(tmp_path)
+    (tmp_path / "ingestd.db").unlink()
+    opened(tmp_path).close(clean=True)
+
+
+def test_a_holder_that_has_not_said_its_number_yet(tmp_path: Path) -> None:
+    """Between the lock and its note the refusal names no process, and still refuses."""
+    lock = StateLock(tmp_path, 0.0)
+    (tmp_path / "lock").write_text("")
+    with pytest.raises(ConfigError, match="in use by another process"):
+        StateLock(tmp_path, 0.0)
+    lock.release()
+    lock.release()
+    StateLock(tmp_path, 0.0).release()
+
+
+# Looking without changing
+
+
+def test_looking_while_a_daemon_runs(tmp_path: Path) -> None:
+    """A command sees what the daemon has stored, takes no lock, and cannot change anything."""
+    with opened(tmp_path) as daemon, SqliteStore.read_only(tmp_path, clock=time) as command:
+        daemon.write_ahead([ENTRY])
+        assert command.entries([KEY]) == {KEY: ENTRY}
+        for change in (
+            lambda: command.write_ahead([ENTRY]),
+            lambda: command.discard([1]),
+            command.begin,
+            command.probe,
+        ):
+            with pytest.raises(FatalError, match="looked at"):
+                change()
+        assert command.failing is None
+
+
+def test_looking_where_no_daemon_runs(tmp_path: Path) -> None:
+    """A command reads the state that a daemon left, and the directory is as it was afterwards."""
+    filled(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with SqliteStore.read_only(tmp_path, clock=time) as command:
+        assert command.entries([KEY]) == {KEY: ENTRY}
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_looking_at_nothing(tmp_path: Path) -> None:
+    """Where there is no state, or a damaged one, a command says so and makes none."""
+    with pytest.raises(ConfigError, match="no state in"):
+        SqliteStore.read_only(tmp_path, clock=time)
+    assert list(tmp_path.iterdir()) == []
+    overwrite_start(tmp_path / "ingestd.db")
+    with pytest.raises(ConfigError, match="damaged"):
+        SqliteStore.read_only(tmp_path, clock=time)
+
+
+# How the last run ended
+
+
+def test_the_end_of_a_run_is_remembered(tmp_path: Path) -> None:
+    """A first run doubts nothing, one after a clean end neither, and one after an unclean end does until verified."""
+    with opened(tmp_path) as store:
+        assert store.begin() is None
+    with opened(tmp_path) as store:
+        assert store.begin() is None
+        store.close(clean=False)
+    crashed = runs.Unclean(crashed=True, rebooted=False, unverified=False)
+    with opened(tmp_path) as store:
+        assert store.begin() == crashed
+    with opened(tmp_path) as store:
+        assert store.begin() == runs.Unclean(crashed=False, rebooted=False, unverified=True)
+        store.verified()
+    with opened(tmp_path) as store:
+        assert store.begin() is None
+
+
+def test_a_command_in_between_hides_no_unclean_end(tmp_path: Path) -> None:
+    """A command that borrows the state after a crash leaves the doubt for the next run of the daemon."""
+    store = opened(tmp_path)
+    store.begin()
+    store.close(clean=False)
+    with opened(tmp_path) as command:
+        command.discard([1])
+    with opened(tmp_path) as store:
+        assert store.begin() is not None
+
+
+def test_an_error_on_the_way_out_is_no_clean_end(tmp_path: Path) -> None:
+    """A run that ends in an exception counts as one that ended uncleanly."""
+
+    def run() -> None:
+        with opened(tmp_path) as store:
+            store.begin()
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run()
+    with opened(tmp_path) as store:
+        assert store.begin() is not None
+
+
+@pytest.mark.parametrize(
+    ("boots", "doubts"), [(("a", "a"), False), (("a", "b"), True), (("a", None), True), ((None, None), True)]
+)
+def test_another_boot_is_in_doubt(boots: tuple[str | None, str | None], doubts: bool) -> None:  # noqa: FBT001 - a table's column
+    """A clean end before the machine was started again, or where that is not known, is still doubted."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        runs.begin(connection, boot=boots[0], pid=1, now=0.0)
+        runs.end(connection)
+        unclean = runs.begin(connection, boot=boots[1], pid=2, now=1.0)
+    assert (unclean is not None and unclean.rebooted) == doubts
+
+
+def test_this_boot_has_a_name() -> None:
+    """The kernel tells one start of the machine from another."""
+    assert runs.boot_id() == runs.boot_id() is not None
