@@ -25,7 +25,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #161616; --line: #484848; --soft: #b0b0b0;
   --bad: #ffb4a9; --bad-paper: #3a1512; --good: #a5d6a7; --good-paper: #14301a; } }
 body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 60rem; padding: 0 1rem; }
+  max-width: 52rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; }
 h2, caption { font-size: 1.15rem; font-weight: 600; text-align: left; margin: 1.5rem 0 .5rem; }
 .bad, .good { border-left: .35rem solid; padding: .5rem 1rem; margin: .5rem 0; }
@@ -33,6 +33,8 @@ h2, caption { font-size: 1.15rem; font-weight: 600; text-align: left; margin: 1.
 .bad p, .good p { margin: 0; } .cure { color: var(--ink); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top; }
+table.pairs { width: auto; min-width: 20rem; } table.pairs th { font-weight: normal; }
+table.pairs td { text-align: right; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 footer { color: var(--soft); margin-top: 2rem; }
 """
@@ -92,7 +94,7 @@ def _rows(value: Json) -> list[Mapping[str, Json]] | None:
 
 def _pairs(caption: str, pairs: Mapping[str, Json]) -> str:
     rows = (f'<tr><th scope="row">{_label(key)}</th>{_cell(key, value)}</tr>' for key, value in pairs.items())
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="pairs"><caption>{escape(caption)}</caption>{"".join(rows)}</table></div>'
 
 
 def _table(caption: str, rows: Sequence[Mapping[str, Json]]) -> str:
