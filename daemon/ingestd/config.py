@@ -160,7 +160,7 @@ class _File(BaseSettings):
         """Environment over secrets over the file. No ``.env``: a file that nobody named decides nothing."""
         del settings_cls, dotenv_settings
         secrets = NestedSecretsSettingsSource(
-            file_secret_settings,  # type: ignore[arg-type]  # what pydantic-settings passes is a SecretsSettingsSource
+            file_secret_settings,
             secrets_dir=cls.secrets_dir,
             secrets_dir_missing="ok",
             secrets_prefix=PREFIX,
@@ -206,13 +206,13 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     Raises:
         ConfigError: One line per fault, each with the key's path.
     """
-    environment = os.environ if environment is None else environment
-    path = path or Path(environment.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
+    names = os.environ if environment is None else environment
+    path = path or Path(names.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
     table = _read(path)
-    unknown = list(_unknown_names(environment))
+    unknown = list(_unknown_names(names))
 
     class File(_File):
-        secrets_dir = _secrets_dir(environment)
+        secrets_dir = _secrets_dir(names)
 
     try:
         raw = File(**table)
@@ -257,7 +257,7 @@ def _unknown_names(environment: Mapping[str, str]) -> Iterator[str]:
 def _resolve(raw: _File) -> Settings:
     """Let the plug-ins look at their tables, and check what refers to what."""
     found: list[str] = []
-    tables = {name: {} for name in BUILT_IN_EXTRACTORS} | raw.extractors
+    tables: dict[str, dict[str, Any]] = {name: {} for name in BUILT_IN_EXTRACTORS} | raw.extractors
 
     def plugin(kind: Any, path: str, table: Mapping[str, Any], default: str | None = None) -> Plugin | None:  # noqa: ANN401
         try:

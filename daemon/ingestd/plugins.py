@@ -3,8 +3,8 @@
 ``type = "folder"`` under ``[sources.…]`` is the module ``ingestd.sources.folder``; a third party's is the module that
 an entry point of that name in the group ``ingestd.sources`` names, or, for code that is no package, the module's
 dotted name itself. Every plug-in module holds a frozen pydantic model called ``Config`` with a ``build`` method
-(``ports`` says with which arguments for each kind). Nothing is imported until a configuration names it. Built-in names win, so that
-installing a package cannot change what an existing configuration means.
+(``ports`` says with which arguments for each kind). Nothing is imported until a configuration names it. Built-in
+names win, so that installing a package cannot change what an existing configuration means.
 
 A registry that modules enter themselves into on import was turned down: it makes what is known depend on what was
 imported.

@@ -50,12 +50,31 @@ class Exit(IntEnum):
     CONFIG = 78
 
 
+class Faults:
+    """The first thing that ended a thread, and with it the process. Safe to call from any thread."""
+
+    def __init__(self) -> None:
+        self.happened = threading.Event()
+        self.ended_well = False
+        """Whether the daemon stopped in order: the state's mark of a clean end."""
+        self.closing = False
+        """Whether what still runs is having the ground taken from under it."""
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Take note that a thread ended by itself."""
+        if self.closing:
+            return  # what was not drained in time: nothing has moved
+        log.error("a thread ended, and the process ends with it", thread=name, exc_info=error)
+        self.happened.set()
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a runner runs."""
 
     pulse: Pulse
     breakers: Breakers
+    faults: Faults
     tally: Tally
     settle: Settle
     pipelines: Mapping[str, Pipeline]
@@ -79,17 +98,7 @@ class Runner:
         self._drain_seconds = drain_seconds
         self._wake = threading.Event()
         self._asked = False
-        self._closing = False
-        self._fatal: tuple[str, BaseException] | None = None
         self._probing = threading.Thread(target=self._probe, name="probe", daemon=True)
-
-    def fail(self, name: str, error: BaseException) -> None:
-        """Take note that a thread ended: the process ends too."""
-        if self._closing:
-            return  # what was not drained in time has the ground taken from under it: nothing has moved
-        log.error("a thread ended; the process ends with it", thread=name, exc_info=error)
-        self._fatal = self._fatal or (name, error)
-        self._wake.set()
 
     def ask_to_stop(self) -> None:
         """Drain and end. Safe in a signal handler."""
@@ -117,7 +126,7 @@ class Runner:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         finished = False
-        while not self._asked and self._fatal is None:
+        while not self._asked and not self._parts.faults.happened.is_set():
             self._wake.wait(TICK)
             tick()
             if once and self._worked_off():
@@ -126,7 +135,7 @@ class Runner:
             if once and deadline is not None and time.monotonic() > deadline:
                 log.error("not done within the timeout", timeout_seconds=timeout)
                 break
-        self._shut(drain=self._fatal is None)
+        self._shut(drain=not self._parts.faults.happened.is_set())
         tick()
         return self._verdict(once=once, finished=finished)
 
@@ -139,8 +148,9 @@ class Runner:
         return checks
 
     def _verdict(self, *, once: bool, finished: bool) -> Exit:
-        if self._fatal is not None:
+        if self._parts.faults.happened.is_set():
             return Exit.FAILURE
+        self._parts.faults.ended_well = True
         if not once:
             return Exit.DONE
         held = [check for source in self._parts.sources.values() for check in source.checks() if not check.ok]
@@ -168,7 +178,7 @@ class Runner:
         )
         if not drained:
             log.warning("not drained in time: begun documents are begun again after the next start")
-        self._closing = True
+        parts.faults.closing = True
         parts.breakers.stop()
         for thread in parts.threads.values():
             thread.join(LAST_SECONDS)
@@ -187,7 +197,7 @@ class Runner:
                 except UnavailableError as error:
                     parts.breakers.trip(error, name)
                 except Exception as error:  # noqa: BLE001 - the collection is not what it was when we started
-                    self.fail("probe", error)
+                    parts.faults.fail("probe", error)
                     return
                 else:
                     parts.breakers.reset("milvus", name)

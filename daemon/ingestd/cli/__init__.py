@@ -1,0 +1,1 @@
+"""The commands: parse, call, print. Answers go to standard output, logs to standard error."""

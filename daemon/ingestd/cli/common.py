@@ -1,0 +1,123 @@
+"""What all commands share: the options, how an error ends a command, and how an answer is printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from ingestd import config
+from ingestd.engine.runner import Exit
+from ingestd.errors import ConfigError, IngestError
+from ingestd.ops import log
+from ingestd.ops.control import NotRunning, call
+from ingestd.parts import SOCKET, SystemClock, open_store
+from ingestd.store.opening import DATABASE
+from ingestd.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ingestd.config import Settings
+    from ingestd.model import Json
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+COMMAND_TIMEOUT = 60.0
+"""Seconds that a running daemon may take for a command."""
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="The configuration; default: $INGESTD_CONFIG, then config/ingestd.toml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def ends(command: Callable[P, Exit | None]) -> Callable[P, None]:
+    """Make a command end with the exit code that it returns, or that its error stands for."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            code = command(*arguments, **named)
+        except ConfigError as error:
+            for fault in error.faults:
+                click.echo(fault, err=True)
+            code = Exit.CONFIG
+        except IngestError as error:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            code = Exit.FAILURE
+        sys.exit(int(code or Exit.DONE))
+
+    return wrapped
+
+
+def load(config_file: Path | None, *, level: str | None = None) -> Settings:
+    """Read the configuration, and set the logs up as it says (or as a command that only answers wants them)."""
+    settings = config.load(config_file)
+    form = {"json": True, "text": False}.get(settings.log.format)
+    log.configure(level or settings.log.level, json=form)
+    return settings
+
+
+def answer(value: Any, *, as_json: bool, text: Callable[[Any], str]) -> None:  # noqa: ANN401 - whatever JSON takes
+    """Print an answer: as JSON, or as the text for people."""
+    click.echo(json.dumps(value, ensure_ascii=False) if as_json else text(value))
+
+
+def table(rows: list[Mapping[str, Any]], columns: list[str]) -> str:
+    """Return rows as aligned columns under a heading."""
+    lines = [[column.replace("_", " ") for column in columns]]
+    lines += [["" if row.get(column) is None else str(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def ask(settings: Settings, name: str, arguments: Mapping[str, Json], *, otherwise: Callable[[], Json]) -> Json:
+    """Have the running daemon carry out a command; where none runs, do it here.
+
+    Args:
+        settings: The configuration: it names the state directory.
+        name: The command.
+        arguments: Its arguments.
+        otherwise: Does the same where no daemon runs.
+    """
+    try:
+        return call(settings.state_dir / SOCKET, name, arguments, COMMAND_TIMEOUT)
+    except NotRunning:
+        return otherwise()
+
+
+@contextmanager
+def own_store(settings: Settings) -> Iterator[SqliteStore]:
+    """Lock and open the state, for a command that changes it while no daemon runs."""
+    store = open_store(settings, SystemClock())
+    try:
+        yield store
+    finally:
+        # No run began, so none ends: what the last one left in doubt stays in doubt.
+        store.close(clean=False)
+
+
+@contextmanager
+def read_store(settings: Settings) -> Iterator[SqliteStore | None]:
+    """Open the state to look at it, also while a daemon uses it; None where there is none yet."""
+    if not (settings.state_dir / DATABASE).exists():
+        yield None
+        return
+    store = SqliteStore.read_only(settings.state_dir, clock=SystemClock())
+    try:
+        yield store
+    finally:
+        store.close(clean=False)

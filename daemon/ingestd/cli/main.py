@@ -1,0 +1,27 @@
+"""The group of all commands."""
+
+from __future__ import annotations
+
+import click
+
+from ingestd import __version__
+from ingestd.cli.check import check
+from ingestd.cli.run import run
+from ingestd.cli.schema import schema
+from ingestd.cli.search import search
+from ingestd.cli.show import configuration
+from ingestd.cli.state import dead_letters, forget, retries, status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ingestd")
+def main() -> None:
+    """Keep Milvus collections equal to the documents behind them.
+
+    Exit codes: 0 done, 1 failure or something left undone, 2 usage, 3 done with dead letters, 5 schema plan is not
+    empty, 78 configuration.
+    """
+
+
+for command in (run, check, search, status, schema, dead_letters, retries, forget, configuration):
+    main.add_command(command)

@@ -1,0 +1,184 @@
+"""``ingestd run``: the daemon itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+import structlog
+from tqdm import tqdm
+
+from ingestd import flow, operations
+from ingestd.cli.common import config_option, ends, json_option, load
+from ingestd.engine.runner import Exit
+from ingestd.errors import Stopped, UnavailableError
+from ingestd.ops.control import ControlServer
+from ingestd.ops.http import HealthServer
+from ingestd.ops.notify import Notifier
+from ingestd.parts import SOCKET
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
+    from ingestd.config import Settings
+    from ingestd.engine.health import Health
+    from ingestd.engine.runner import Runner
+    from ingestd.metrics import Metrics
+    from ingestd.model import Totals
+
+ONE_SIGNAL = 1.0
+"""Seconds within which equal signals count as one: a terminal and ``make`` both pass on a Ctrl-C."""
+START_STEP = 120.0
+"""Seconds that systemd is asked for at each step of the start, beyond the model's own time to load."""
+
+log = structlog.get_logger(__name__)
+
+
+@click.command()
+@config_option
+@click.option("--once", is_flag=True, help="Work off what is there, and end.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=None, help="With --once: seconds.")
+@json_option
+@ends
+def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json: bool) -> Exit:
+    """Keep the collections equal to the documents behind them."""
+    if timeout is not None and not once:
+        raise click.UsageError("--timeout goes with --once")
+    signals = _Signals()
+    settings = load(config_file)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        front = _Front(settings, stack)
+        try:
+            signals.begin(timeout)
+            daemon = stack.enter_context(flow.daemon(settings, once=once, beginning=front.step))
+            control = ControlServer(settings.state_dir / SOCKET, operations.commands(daemon))
+            stack.callback(control.close)
+            control.start()
+            signals.hand_over(daemon.runner)
+        except Stopped:
+            log.info("stopped while starting")
+            return Exit.DONE
+        daemon.runner.start()
+        front.up(daemon)
+        progress = _Progress(once=once)
+        stack.callback(progress.close)
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+
+        def tick() -> None:
+            front.tick(daemon)
+            progress.show(daemon.tally.totals())
+
+        code = daemon.runner.run(once=once, timeout=left, tick=tick)
+        totals = daemon.tally.totals()
+        front.down(daemon)
+    log.info("ended", exit_code=int(code), **asdict(totals))
+    if as_json:
+        click.echo(json.dumps({"totals": asdict(totals)}))
+    return code
+
+
+class _Front:
+    """What the outside sees of the daemon: the health server and systemd."""
+
+    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._notifier = Notifier.from_environment(os.environ)
+        self._fed = 0.0
+
+    def step(self, name: str, health: Health, metrics: Metrics) -> None:
+        """Say what the start is at; the first step opens the health server."""
+        if name == flow.FIRST_STEP:
+            server = HealthServer(self._settings.http.listen, health, metrics.registry)
+            self._stack.callback(server.close)
+            server.start()
+            log.info("status page", url=f"http://{server.address}/")
+        log.info(name)
+        self._notifier.extend(START_STEP + self._settings.embedding.load_timeout_seconds)
+        self._notifier.status(name)
+
+    def up(self, daemon: flow.Daemon) -> None:
+        """Say that the start is over."""
+        log.info("ready", collections=sorted(daemon.pipelines), sources=sorted(daemon.sources))
+        self._notifier.ready("watching")
+
+    def tick(self, daemon: flow.Daemon) -> None:
+        """Feed the watchdog, while all threads go round."""
+        daemon.refresh()
+        interval = self._notifier.watchdog_interval()
+        now = time.monotonic()
+        if interval is not None and now - self._fed >= interval / 2 and all(check.ok for check in daemon.health.live()):
+            self._notifier.watchdog()
+            self._fed = now
+
+    def down(self, daemon: flow.Daemon) -> None:
+        """Say that the daemon is stopping."""
+        daemon.health.down()
+        self._notifier.stopping("stopping")
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP: the first drains, a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._runner: Runner | None = None
+        self._first: float | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._asked)
+
+    def begin(self, timeout: float | None) -> None:
+        """Bound the start as well."""
+        if timeout is not None:
+            signal.signal(signal.SIGALRM, self._late)
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+
+    def hand_over(self, runner: Runner) -> None:
+        """Let the runner drain from now on."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._runner = runner
+        if self._first is not None:
+            runner.ask_to_stop()
+
+    def _asked(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            if self._runner is None:
+                raise Stopped(signal.Signals(number).name)
+            self._runner.ask_to_stop()
+        elif now - self._first > ONE_SIGNAL:
+            # Not sys.exit: nothing may delay it. Children end with their pipes, and no position has moved.
+            os._exit(int(Exit.FAILURE))
+
+    def _late(self, _number: int, _frame: FrameType | None) -> None:
+        raise UnavailableError("start", "the daemon could not start within the timeout; ingestd check says why")
+
+
+class _Progress:
+    """A bar on a terminal, for ``--once``."""
+
+    def __init__(self, *, once: bool) -> None:
+        self._bar = tqdm(total=0, unit="doc", desc="documents") if once and sys.stderr.isatty() else None
+
+    def show(self, totals: Totals) -> None:
+        """Bring the bar up to date."""
+        if self._bar is None:
+            return
+        self._bar.total = totals.accepted
+        self._bar.n = totals.accepted - totals.in_flight - totals.retrying
+        self._bar.set_postfix(embedded=totals.chunks_embedded, dead=totals.dead_lettered, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

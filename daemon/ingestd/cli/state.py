@@ -1,0 +1,325 @@
+"""``status``, ``dead-letters``, ``retries``, ``forget``: what an operator looks at and does."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ingestd import operations
+from ingestd.cli.common import (
+    answer,
+    ask,
+    config_option,
+    ends,
+    json_option,
+    load,
+    own_store,
+    read_store,
+    table,
+)
+from ingestd.engine.runner import Exit
+from ingestd.errors import ConfigError
+from ingestd.model import Totals
+from ingestd.ops.control import NotRunning, call
+from ingestd.parts import SOCKET, SystemClock, milvus, models, schema_of
+from ingestd.sinks.milvus import MilvusSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ingestd.config import Settings
+    from ingestd.model import DeadLetter, Json
+
+STATUS_TIMEOUT = 10.0
+
+
+@click.command()
+@config_option
+@json_option
+@ends
+def status(config_file: Path | None, *, as_json: bool) -> Exit:
+    """Say how the running daemon is; exit 1 when none runs, or when it is not ready."""
+    settings = load(config_file, level="warning")
+    try:
+        found = cast("dict[str, Any]", call(settings.state_dir / SOCKET, "status", {}, STATUS_TIMEOUT))
+    except NotRunning:
+        found = _resting(settings)
+    answer(found, as_json=as_json, text=_status_text)
+    return Exit.DONE if found["running"] and found["ready"] else Exit.FAILURE
+
+
+def _resting(settings: Settings) -> dict[str, Any]:
+    with read_store(settings) as store:
+        counts = {} if store is None else {name: asdict(count) for name, count in store.counts().items()}
+    sources = [{"name": name, **count} for name, count in counts.items()]
+    return {"running": False, "ready": False, "checks": [], "totals": asdict(Totals()), "sources": sources}
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    lines = []
+    if not found["running"]:
+        lines.append("no daemon runs on this state directory")
+    else:
+        lines.append("ready" if found["ready"] else "NOT READY")
+        unwell = [check for check in found["checks"] if not check["ok"]]
+        lines += [
+            f"  {check['name']}: {check['detail']}" + f" ({check['cure']})" * bool(check["cure"]) for check in unwell
+        ]
+        lines.append("  ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["totals"].items()))
+    for name in ("sources", "collections"):
+        rows = found.get(name)
+        if rows:
+            lines += ["", table(rows, list(dict.fromkeys(key for row in rows for key in row)))]
+    return "\n".join(lines)
+
+
+def letter_filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose dead letters."""
+    for option in reversed(
+        [
+            click.option("--source", default=None, help="Only of this source."),
+            click.option("--collection", default=None, help="Only of this collection."),
+            click.option("--stage", default=None, help="Only those that failed in this stage."),
+            click.option("--error", default=None, help="Only of this class of error."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """What failed for good, and why."""
+
+
+@dead_letters.command("list")
+@letter_filters
+@config_option
+@json_option
+@ends
+def list_letters(config_file: Path | None, *, as_json: bool, **filters: str | None) -> None:
+    """List dead letters, oldest first."""
+    settings = load(config_file, level="warning")
+    with read_store(settings) as store:
+        letters = [] if store is None else list(_chosen(store.dead_letters(data=False), filters))
+        rows = list(operations.listed(letters))
+    columns = ["id", "document_id", "stage", "error", "attempts", "message"]
+    answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else "no dead letters")  # type: ignore[arg-type]
+
+
+@dead_letters.command("show")
+@click.argument("letter_id", metavar="ID", type=int)
+@config_option
+@json_option
+@ends
+def show_letter(letter_id: int, config_file: Path | None, *, as_json: bool) -> None:
+    """Show a dead letter with its original and its traceback."""
+    settings = load(config_file, level="warning")
+    with read_store(settings) as store:
+        letter = next(iter(store.dead_letters([letter_id])), None) if store is not None else None
+    if letter is None:
+        raise click.UsageError(f"there is no dead letter {letter_id}; see ingestd dead-letters list")
+    answer(_letter(letter), as_json=as_json, text=_letter_text)
+
+
+@dead_letters.command("replay")
+@click.argument("ids", metavar="[ID]…", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the filters leave.")
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@letter_filters
+@config_option
+@json_option
+@ends
+def replay_letters(
+    ids: tuple[int, ...],
+    config_file: Path | None,
+    *,
+    everything: bool,
+    dry_run: bool,
+    as_json: bool,
+    **filters: str | None,
+) -> None:
+    """Try dead letters again: in the running daemon at once, otherwise when it next runs."""
+    settings = load(config_file, level="warning")
+    numbers = _numbers(settings, ids, filters, everything=everything)
+    if dry_run:
+        answer({"would_replay": numbers}, as_json=as_json, text=lambda _found: f"would replay: {_list(numbers)}")
+        return
+
+    def otherwise() -> Json:
+        with own_store(settings) as store:
+            return {"replayed": sum(operations.replay(store, numbers).values())}
+
+    found = cast("dict[str, int]", ask(settings, "replay", {"ids": cast("Json", numbers)}, otherwise=otherwise))
+    answer(found, as_json=as_json, text=lambda value: f"{value['replayed']} to be tried again")
+
+
+@dead_letters.command("discard")
+@click.argument("ids", metavar="[ID]…", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the filters leave.")
+@letter_filters
+@config_option
+@json_option
+@ends
+def discard_letters(
+    ids: tuple[int, ...], config_file: Path | None, *, everything: bool, as_json: bool, **filters: str | None
+) -> None:
+    """Throw dead letters away. The documents stay as they are in Milvus."""
+    settings = load(config_file, level="warning")
+    numbers = _numbers(settings, ids, filters, everything=everything)
+
+    def otherwise() -> Json:
+        with own_store(settings) as store:
+            return {"discarded": store.discard(numbers)}
+
+    found = cast("dict[str, int]", ask(settings, "discard", {"ids": cast("Json", numbers)}, otherwise=otherwise))
+    answer(found, as_json=as_json, text=lambda value: f"{value['discarded']} discarded")
+
+
+@click.group()
+def retries() -> None:
+    """What failed and will be tried again."""
+
+
+@retries.command("list")
+@config_option
+@json_option
+@ends
+def list_retries(config_file: Path | None, *, as_json: bool) -> None:
+    """List parked events, soonest first."""
+    settings = load(config_file, level="warning")
+    with read_store(settings) as store:
+        parked = [] if store is None else store.parked()
+    rows: list[dict[str, Any]] = [
+        {
+            "document_id": event.key.document_id,
+            "collection": event.key.collection,
+            "source": event.source,
+            "attempt": event.attempt,
+            "due_at": event.due_at,
+            "first_failed_at": event.first_failed_at,
+            "stage": event.failure.stage.value,
+            "error": event.failure.error,
+            "message": event.failure.message,
+        }
+        for event in parked
+    ]
+    now = time.time()
+    shown = [{**row, "due": f"in {max(0.0, row['due_at'] - now):.0f} s"} for row in rows]
+    columns = ["document_id", "attempt", "due", "stage", "error", "message"]
+    answer(rows, as_json=as_json, text=lambda _rows: table(shown, columns) if rows else "nothing is waiting")  # type: ignore[arg-type]
+
+
+@retries.command("now")
+@config_option
+@json_option
+@ends
+def hasten(config_file: Path | None, *, as_json: bool) -> None:
+    """Try all parked events again at once."""
+    settings = load(config_file, level="warning")
+
+    def otherwise() -> Json:
+        with own_store(settings) as store:
+            return {"hastened": store.hasten(SystemClock().time())}
+
+    found = cast("dict[str, int]", ask(settings, "hasten", {}, otherwise=otherwise))
+    answer(found, as_json=as_json, text=lambda value: f"{value['hastened']} due now")
+
+
+@click.command()
+@click.option("--source", required=True, help="The source.")
+@click.option("--absent", is_flag=True, help="Only what its held deletes are about: confirms them.")
+@config_option
+@json_option
+@ends
+def forget(source: str, config_file: Path | None, *, absent: bool, as_json: bool) -> None:
+    """Delete all rows of a source that is not configured any more; or confirm the deletes that a source holds."""
+    settings = load(config_file, level="warning")
+    if absent:
+        found = ask(settings, "confirm", {"source": source}, otherwise=lambda: _confirm(settings, source))
+        text = "the deletes go on" if found else ""
+        answer(found, as_json=as_json, text=lambda _value: text)
+        return
+    if source in settings.sources:
+        raise ConfigError(
+            f"sources.{source}: is configured, so its documents would come back; take it out of the configuration first"
+        )
+    found = ask(settings, "forget", {"source": source}, otherwise=lambda: _forget(settings, source))
+    answer(found, as_json=as_json, text=lambda value: f"{value['documents']} documents, {value['rows']} rows deleted")
+
+
+def _confirm(settings: Settings, source: str) -> Json:
+    if source not in settings.sources:
+        raise ConfigError(f"there is no source {source!r}; there is {', '.join(sorted(settings.sources)) or 'none'}")
+    with own_store(settings) as store:
+        store.confirm(source)
+    return {"source": source, "confirmed": None}
+
+
+def _forget(settings: Settings, source: str) -> Json:
+    with own_store(settings) as store, milvus(settings) as connection, models(settings) as embedders:
+        infos = {name: embedder.info() for name, embedder in embedders.items()}
+        sinks = {}
+        for collection in settings.collections:
+            sink = MilvusSink(connection, schema_of(settings, collection, infos))
+            sink.prepare(create=False)
+            sinks[collection] = sink
+        return operations.forget(store, sinks, source)
+
+
+def _chosen(letters: Iterator[DeadLetter], filters: dict[str, str | None]) -> Iterator[DeadLetter]:
+    for letter in letters:
+        has = {
+            "source": letter.source,
+            "collection": letter.key.collection,
+            "stage": letter.failure.stage.value,
+            "error": letter.failure.error,
+        }
+        if all(wanted is None or has[name] == wanted for name, wanted in filters.items()):
+            yield letter
+
+
+def _numbers(
+    settings: Settings, ids: tuple[int, ...], filters: dict[str, str | None], *, everything: bool
+) -> list[int]:
+    """Return the ids that a command is about."""
+    if not ids and not everything and not any(filters.values()):
+        raise click.UsageError("name dead letters by ID, by a filter, or with --all")
+    if ids:
+        return list(ids)
+    with read_store(settings) as store:
+        return [] if store is None else [letter.id for letter in _chosen(store.dead_letters(data=False), filters)]
+
+
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    listed = next(operations.listed([letter]))
+    return {
+        **listed,
+        "collection": letter.key.collection,
+        "op": letter.op.value,
+        "version": None if letter.version is None else asdict(letter.version),
+        "fingerprint": letter.fingerprint,
+        "name": letter.name,
+        "content_type": letter.content_type,
+        "metadata": dict(letter.metadata),
+        "size": letter.size,
+        "traceback": letter.failure.traceback,
+        "content": None if letter.data is None else base64.b64encode(letter.data).decode("ascii"),
+    }
+
+
+def _letter_text(letter: dict[str, Any]) -> str:
+    trace = letter.pop("traceback")
+    content = letter.pop("content")
+    lines = [f"{name.replace('_', ' '):>16}: {value}" for name, value in letter.items() if value not in (None, {}, "")]
+    lines.append(f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64"))
+    return "\n".join(lines) + (f"\n\n{trace}" if trace else "")
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"

@@ -1,0 +1,410 @@
+"""The composition root: from settings to a daemon, top to bottom. Read this first.
+
+::
+
+    sources ──▶ lanes ──▶ extract ──▶ chunk ──▶ embed ──▶ write ──▶ settle
+                  ▲                                                   │ position done
+                  └────────── retry queue ◀── worth another try ──────┤
+                                              dead letters ◀──────────┘
+
+``daemon`` opens the state, Milvus and the models, makes each collection what the configuration wants, brings ledger
+and collection together, and joins sources, stages and settle. Only this module knows them all.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ingestd import __version__
+from ingestd.engine.breaker import Breakers
+from ingestd.engine.channel import Channel
+from ingestd.engine.health import Health
+from ingestd.engine.lanes import Lanes
+from ingestd.engine.pipeline import Pipeline
+from ingestd.engine.pulse import Pulse
+from ingestd.engine.reconcile import reconcile
+from ingestd.engine.retry import RetryPolicy
+from ingestd.engine.runner import Faults, Parts, Runner
+from ingestd.engine.settle import Settle
+from ingestd.engine.sources import RetryQueue, SourceThread
+from ingestd.engine.tally import Tally
+from ingestd.extractors._isolated import IsolatedExtraction
+from ingestd.metrics import Metrics
+from ingestd.model import Check, Event, Fingerprints, Verdict
+from ingestd.parts import (
+    SystemClock,
+    fingerprints_of,
+    kind_of,
+    models,
+    open_store,
+    own_milvus,
+    schema_of,
+    tokenizer_of,
+)
+from ingestd.sinks.milvus import MilvusSink
+from ingestd.stages.chunk import Chunk
+from ingestd.stages.embed import Embed, VectorField
+from ingestd.stages.extract import Extract
+from ingestd.stages.write import Write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ingestd.config import Settings
+    from ingestd.milvus.client import Connection
+    from ingestd.model import Json, ModelInfo
+    from ingestd.ports import Clock, Embedder, SeenStore, Source, Tokenizer
+    from ingestd.store.sqlite import SqliteStore
+
+MILVUS, STATE = "milvus", "state"
+FIRST_STEP = "opening the state"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A daemon, put together and not yet started."""
+
+    runner: Runner
+    health: Health
+    metrics: Metrics
+    store: SqliteStore
+    clock: Clock
+    tally: Tally
+    pulse: Pulse
+    pipelines: Mapping[str, Pipeline]
+    sources: Mapping[str, Source]
+    refresh: Callable[[], None]
+    """Bring the gauges up to date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a source may know of the rest (``ports.SourceScope``)."""
+
+    clock: Clock
+    seen: SeenStore
+    max_bytes: int
+    fingerprints: Fingerprints
+
+    def fingerprint(self, verdict: Verdict) -> str:
+        """Return what a document that was settled so rests on."""
+        dead = verdict is Verdict.DEAD_LETTERED
+        return self.fingerprints.configuration if dead else self.fingerprints.processing
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What everything stands on."""
+
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    pulse: Pulse
+    breakers: Breakers
+    faults: Faults
+    store: SqliteStore
+    connection: Connection
+    extraction: IsolatedExtraction
+    embedders: Mapping[str, Embedder]
+    infos: Mapping[str, ModelInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A collection that is as it should be."""
+
+    sink: MilvusSink
+    tokenizer: Tokenizer
+    fingerprints: Fingerprints
+
+
+@contextmanager
+def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, Metrics], None]) -> Iterator[Daemon]:
+    """Put a daemon together, and take it apart at the end.
+
+    Args:
+        settings: The configuration.
+        once: Whether its sources work off what is there and end.
+        beginning: Called with each step of the start: together they can take minutes.
+
+    Raises:
+        ConfigError: Something is set up wrong; nothing was changed.
+    """
+    clock, metrics = SystemClock(), Metrics(__version__)
+    pulse = Pulse(clock)
+    health = Health(pulse, clock, __version__)
+
+    def step(name: str) -> None:
+        health.at(name)
+        beginning(name, health, metrics)
+
+    def observe(operation: str, seconds: float) -> None:
+        metrics.milvus.request_seconds.labels(operation=operation).observe(seconds)
+
+    with ExitStack() as stack:
+        step(FIRST_STEP)
+        store = open_store(settings, clock)
+        faults = Faults()
+        stack.callback(lambda: store.close(clean=faults.ended_well))
+        unclean = store.begin()
+        step("starting Milvus")
+        connection = stack.enter_context(own_milvus(settings, observe))
+        step("loading the models")
+        embedders = stack.enter_context(models(settings))
+        infos = {name: embedder.info() for name, embedder in embedders.items()}
+        extraction = _extraction(settings)
+        stack.callback(extraction.close)
+        breakers = _breakers(metrics)
+        ground = _Ground(
+            settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, embedders, infos
+        )
+        prepared = {}
+        for collection in settings.collections:
+            step(f"comparing the collection {collection}")
+            prepared[collection] = _prepare(ground, collection, unclean=unclean is not None)
+        store.verified()
+        _name_strangers(settings, store)
+        yield _join(ground, prepared, health, once=once)
+
+
+def _prepare(ground: _Ground, collection: str, *, unclean: bool) -> _Prepared:
+    """Make a collection what it should be, and the ledger true to it."""
+    sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos))
+
+    def beat() -> None:
+        ground.pulse.beat("start")
+
+    identity = ground.breakers.hold(sink.prepare, beat=beat)
+    found = ground.breakers.hold(lambda: reconcile(ground.store, sink, identity, unclean=unclean, beat=beat), beat=beat)
+    ground.pulse.end("start")
+    if found.rebuilt or ground.store.rebuilt:
+        reason = "corrupt" if ground.store.rebuilt else "unbound"
+        ground.metrics.state.ledger_rebuilds.labels(collection=collection, reason=reason).inc()
+    tokenizer = tokenizer_of(ground.settings, collection)
+    return _Prepared(sink, tokenizer, fingerprints_of(ground.settings, collection, tokenizer, ground.extraction))
+
+
+def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *, once: bool) -> Daemon:
+    """Join sources, lanes, stages and settle."""
+    settings, pulse, faults = ground.settings, ground.pulse, ground.faults
+    stop = threading.Event()
+    sources = {name: _source(ground, prepared, name) for name in settings.sources}
+    parked = sum(1 for event in ground.store.parked() if event.source in sources)
+    tally = Tally(ground.metrics, parked)
+    lanes: dict[str, Lanes] = {}
+    retries = RetryQueue(
+        ground.store,
+        sources=sources,
+        lanes=lanes,
+        tally=tally,
+        pulse=pulse,
+        clock=ground.clock,
+        stop=stop,
+        fail=faults.fail,
+    )
+    settle = Settle(
+        ground.store,
+        breakers=ground.breakers,
+        policy=RetryPolicy(settings.retries.attempts, settings.retries.first_seconds, settings.retries.most_seconds),
+        tally=tally,
+        fingerprints={name: collection.fingerprints for name, collection in prepared.items()},
+        lanes=lanes,
+        sources=sources,
+        pulse=pulse,
+        fail=faults.fail,
+        on_settled=retries.settled,
+    )
+    pipelines = {name: _pipeline(ground, collection, name, lanes, settle) for name, collection in prepared.items()}
+    threads = {
+        name: SourceThread(source, lanes[source.collection], tally, pulse, stop, once=once, fail=faults.fail)
+        for name, source in sources.items()
+    }
+    parts = Parts(
+        pulse=pulse,
+        breakers=ground.breakers,
+        faults=faults,
+        tally=tally,
+        settle=settle,
+        pipelines=pipelines,
+        sources=sources,
+        threads=threads,
+        retries=retries,
+        stop=stop,
+    )
+    runner = Runner(parts, drain_seconds=settings.shutdown.drain_seconds)
+
+    def checks() -> Sequence[Check]:
+        failing = ground.store.failing
+        return [*runner.checks(), Check(STATE, failing is None, failing or "writable")]
+
+    def overview() -> Mapping[str, Json]:
+        return _overview(ground, sources, pipelines)
+
+    health.up(checks=checks, totals=tally.totals, overview=overview)
+    return Daemon(
+        runner=runner,
+        health=health,
+        metrics=ground.metrics,
+        store=ground.store,
+        clock=ground.clock,
+        tally=tally,
+        pulse=pulse,
+        pipelines=pipelines,
+        sources=sources,
+        refresh=lambda: _refresh(ground.metrics, tally, pulse, pipelines),
+    )
+
+
+def _source(ground: _Ground, prepared: Mapping[str, _Prepared], name: str) -> Source:
+    plugin = ground.settings.sources[name]
+    collection = plugin.config.collection  # type: ignore[attr-defined]  # every source has one; config checked it
+    scope = Scope(ground.clock, ground.store, ground.settings.limits.max_bytes, prepared[collection].fingerprints)
+    source: Source = plugin.build(name, scope)
+    return source
+
+
+def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, Lanes], settle: Settle) -> Pipeline:
+    """Build a collection's stages, and the lanes before them."""
+    settings, store, breakers = ground.settings, ground.store, ground.breakers
+    limits, configured = settings.limits, settings.collections[name]
+    events: Channel[Event] = Channel("extract", None)
+    lanes[name] = Lanes(
+        events,
+        max_events=limits.in_flight_events,
+        max_bytes=limits.in_flight_bytes,
+        is_open=lambda: breakers.passes(name),
+    )
+    processing = prepared.fingerprints.processing
+
+    def beating(stage: str) -> Callable[[], None]:
+        return lambda: ground.pulse.beat(f"{name}/{stage}")
+
+    fields = [
+        VectorField(
+            field,
+            kind_of(settings, name, field, ground.infos[vector.embedder]),
+            ground.embedders[vector.embedder],
+            ground.infos[vector.embedder].dimension,
+        )
+        for field, vector in configured.vectors.items()
+    ]
+    return Pipeline(
+        name,
+        sink=prepared.sink,
+        lanes=lanes[name],
+        events=events,
+        extract=Extract(
+            store,
+            ground.extraction,
+            fingerprint=processing,
+            clock=ground.clock,
+            shared_ids=configured.shared_ids,
+        ),
+        readers=settings.extraction.workers,
+        chunk=Chunk(
+            settings.chunkers[name].build(prepared.tokenizer),
+            fields=configured.fields,
+            validate=prepared.sink.validate,
+            max_chunks=limits.max_chunks,
+        ),
+        embed=Embed(fields, window=settings.embedding.window, patience=breakers.patience(name, beating("embed"))),
+        window=settings.embedding.window,
+        linger=settings.embedding.linger_seconds,
+        write=Write(prepared.sink, store, fingerprint=processing, patience=breakers.patience(name, beating("write"))),
+        silence=_silence(settings),
+        settle=settle.put,
+        pulse=ground.pulse,
+        fail=ground.faults.fail,
+    )
+
+
+def _silence(settings: Settings) -> float:
+    """Return the seconds that a stage may rightly be silent: its slowest call, tried once more after a restart."""
+    model = 3 * settings.embedding.timeout_seconds + settings.embedding.load_timeout_seconds
+    return max(model, 10 * settings.milvus.timeout_seconds, 3 * settings.extraction.wall_seconds)
+
+
+def _extraction(settings: Settings) -> IsolatedExtraction:
+    return IsolatedExtraction(
+        [(plugin.module, plugin.config) for plugin in settings.extractors.values()],
+        workers=settings.extraction.workers,
+        memory_bytes=settings.extraction.memory_bytes,
+        cpu_seconds=settings.extraction.cpu_seconds,
+        wall_seconds=settings.extraction.wall_seconds,
+        max_bytes=settings.limits.max_bytes,
+        max_text=settings.limits.max_text,
+    )
+
+
+def _breakers(metrics: Metrics) -> Breakers:
+    def changed(dependency: str, is_open: bool) -> None:  # noqa: FBT001 - Breakers calls it so
+        metrics.stages.breaker_open.labels(dependency=dependency).set(is_open)
+        if is_open:
+            metrics.stages.breaker_openings.labels(dependency=dependency).inc()
+
+    breakers = Breakers(changed)
+    breakers.register(MILVUS)
+    return breakers
+
+
+def _name_strangers(settings: Settings, store: SqliteStore) -> None:
+    """Say which sources have documents and are configured no more: nothing of theirs is changed."""
+    for source, collection, documents in store.sources():
+        if documents and source not in settings.sources:
+            log.warning(
+                "a source that is not configured any more has documents; they stay",
+                source=source,
+                collection=collection,
+                documents=documents,
+                cure=f"put it back, or delete them with: ingestd forget --source {source}",
+            )
+
+
+def _overview(ground: _Ground, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline]) -> Mapping[str, Json]:
+    counts = ground.store.counts()
+    return {
+        "milvus": ground.settings.milvus.uri,
+        "sources": [
+            {
+                "name": name,
+                "type": ground.settings.sources[name].type,
+                "collection": source.collection,
+                **_plain(counts.get(name)),
+            }
+            for name, source in sources.items()
+        ],
+        "collections": [
+            {
+                "name": name,
+                "rows": ground.store.rows(name),
+                "in_flight": pipeline.lanes.events,
+                **{f"waits_for_{stage}": depth for stage, depth in pipeline.depths().items()},
+            }
+            for name, pipeline in pipelines.items()
+        ],
+    }
+
+
+def _plain(value: object) -> dict[str, Json]:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
+
+
+def _refresh(metrics: Metrics, tally: Tally, pulse: Pulse, pipelines: Mapping[str, Pipeline]) -> None:
+    """Bring the gauges up to date that nobody sets when something happens."""
+    totals = tally.totals()
+    metrics.events.in_flight.set(totals.in_flight)
+    metrics.events.retries_parked.set(totals.retrying)
+    metrics.events.in_flight_bytes.set(sum(pipeline.lanes.bytes for pipeline in pipelines.values()))
+    for name, pipeline in pipelines.items():
+        for stage, depth in pipeline.depths().items():
+            metrics.stages.queue_depth.labels(collection=name, stage=stage).set(depth)
+    for thread, age in pulse.ages().items():
+        collection, _, stage = thread.rpartition("/")
+        metrics.stages.heartbeat_age_seconds.labels(collection=collection, stage=stage).set(age)

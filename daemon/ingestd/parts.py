@@ -1,0 +1,155 @@
+"""The parts that the daemon and the commands share: the state, Milvus, the models, and a collection's wanted shape.
+
+``flow`` joins them to a daemon; ``search``, ``check`` and the other commands open the few that they need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingestd.devices.pool import Pool
+from ingestd.errors import ConfigError
+from ingestd.milvus.client import Connection
+from ingestd.milvus.lite import Lite, running
+from ingestd.milvus.schema import VectorSpec, Wanted, wanted
+from ingestd.model import Fingerprints, VectorKind, canonical_json
+from ingestd.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ingestd.config import Settings
+    from ingestd.model import ModelInfo
+    from ingestd.ports import Clock, Embedder, Extraction, Tokenizer
+
+ADDRESS_FILE = "milvus.json"
+"""In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
+SOCKET = "control.sock"
+"""In the state directory: where the daemon takes commands."""
+
+
+class SystemClock:
+    """The machine's clock (``ports.Clock``)."""
+
+    def time(self) -> float:
+        """Return seconds since 1970."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that only runs forward."""
+        return time.monotonic()
+
+
+def open_store(settings: Settings, clock: Clock) -> SqliteStore:
+    """Lock the state directory and open the state in it."""
+    return SqliteStore.open(
+        settings.state_dir,
+        clock=clock,
+        dead_letter_bytes=settings.dead_letters.total_bytes,
+        keep_bytes=settings.dead_letters.keep_bytes,
+        max_dead_letters=settings.dead_letters.most,
+    )
+
+
+@contextmanager
+def own_milvus(settings: Settings, observe: Callable[[str, float], None] | None = None) -> Iterator[Connection]:
+    """Open Milvus as the daemon does: a Lite of its own, which others can search through, or a server."""
+    with ExitStack() as stack:
+        path = settings.milvus.path
+        uri_of = None
+        if path is not None:
+            lite = Lite(path, settings.state_dir / ADDRESS_FILE)
+            stack.callback(lite.close)
+            lite.start()
+            uri_of = lite.ensure
+        connection = Connection(settings.milvus, uri_of=uri_of, observe=observe)
+        stack.callback(connection.close)
+        yield connection
+
+
+@contextmanager
+def milvus(settings: Settings, observe: Callable[[str, float], None] | None = None) -> Iterator[Connection]:
+    """Open Milvus as a command does: a running daemon's Lite, one of our own for a while, or a server."""
+    with ExitStack() as stack:
+        path = settings.milvus.path
+        uri_of: Callable[[], str] | None = None
+        if path is not None:
+            address = running(settings.state_dir / ADDRESS_FILE)
+            if address is None:
+                # Its address is nobody else's business: it ends with this command.
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-"))
+                lite = Lite(path, Path(folder) / ADDRESS_FILE)
+                stack.callback(lite.close)
+                address = lite.start()
+            found = address
+
+            def uri_of() -> str:
+                return found
+
+        connection = Connection(settings.milvus, uri_of=uri_of, observe=observe)
+        stack.callback(connection.close)
+        yield connection
+
+
+@contextmanager
+def models(settings: Settings) -> Iterator[dict[str, Embedder]]:
+    """Make the embedders that a collection uses; each loads its model when it is first asked for something."""
+    pool = Pool(load_timeout=settings.embedding.load_timeout_seconds, embed_timeout=settings.embedding.timeout_seconds)
+    try:
+        yield {name: settings.embedders[name].build(name, pool) for name in settings.used_embedders()}
+    finally:
+        pool.close()
+
+
+def kind_of(settings: Settings, collection: str, field: str, info: ModelInfo) -> VectorKind:
+    """Return which of a model's kinds of vectors a field holds.
+
+    Raises:
+        ConfigError: The model has not that kind, or has several and the field does not say.
+    """
+    wish = settings.collections[collection].vectors[field].kind
+    kinds = sorted(info.kinds)
+    if wish is None and len(kinds) > 1:
+        wish = next((kind for kind in kinds if kind.value == field), None)
+    found = wish or kinds[0]
+    if found not in info.kinds or (wish is None and len(kinds) > 1):
+        raise ConfigError(
+            f"collections.{collection}.vectors.{field}.kind: the embedder has {' and '.join(kinds)} vectors; name one"
+        )
+    return found
+
+
+def schema_of(settings: Settings, collection: str, infos: Mapping[str, ModelInfo]) -> Wanted:
+    """Return the collection as the configuration and the models want it."""
+    configured = settings.collections[collection]
+    specs = {}
+    for name, vector in configured.vectors.items():
+        info = infos[vector.embedder]
+        kind = kind_of(settings, collection, name, info)
+        specs[name] = VectorSpec(vector, kind, info.dimension if kind is VectorKind.DENSE else None, info.space)
+    return wanted(collection, specs, configured.fields)
+
+
+def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:
+    """Return the tokenizer that counts a collection's chunks: of its embedders, the one that has the least room."""
+    configured = settings.collections[collection]
+    names = {vector.embedder for vector in configured.vectors.values()}
+    if configured.tokenizer is not None:
+        names = {configured.tokenizer}
+    tokenizers: list[Tokenizer] = [settings.embedders[name].config.tokenizer() for name in sorted(names)]  # type: ignore[attr-defined]
+    return min(tokenizers, key=lambda tokenizer: tokenizer.limit or float("inf"))
+
+
+def fingerprints_of(settings: Settings, collection: str, tokenizer: Tokenizer, extraction: Extraction) -> Fingerprints:
+    """Return what a collection's rows, and its dead letters, rest on."""
+    fields = sorted(settings.collections[collection].fields)
+    hasher = hashlib.sha256(settings.chunkers[collection].identity())
+    hasher.update(canonical_json([tokenizer.digest, tokenizer.limit, extraction.fingerprint, fields]))
+    processing = hasher.hexdigest()
+    hasher.update(canonical_json([settings.limits.model_dump(), settings.extraction.model_dump()]))
+    return Fingerprints(processing, hasher.hexdigest())

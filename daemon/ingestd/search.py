@@ -1,0 +1,136 @@
+"""Search: what a person asks of a collection, by meaning, by weighted words, or by both.
+
+Both is reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): a chunk's score is the sum of
+``1 / (60 + rank)`` over the lists that it is in. Scores of different vectors do not compare; ranks do. The fusion is
+done here, so that it is the same on servers that have no hybrid search of their own.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from ingestd.devices.check import check
+from ingestd.errors import ConfigError
+from ingestd.model import Role, VectorKind
+from ingestd.parts import kind_of, milvus, models, schema_of
+from ingestd.sinks.milvus import MilvusSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ingestd.config import Settings
+    from ingestd.model import Hit, ModelInfo, Vectors
+
+RANK_CONSTANT = 60
+"""Of the fusion; the paper's own."""
+DEPTH = 100
+"""The least number of hits of each list that are fused."""
+
+
+class Mode(StrEnum):
+    """Which vectors answer."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    HYBRID = "hybrid"
+
+
+class QueryEmbedder(Protocol):
+    """Turns queries into vectors."""
+
+    def info(self) -> ModelInfo:
+        """Return what the model is."""
+        ...
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: frozenset[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text for each kind."""
+        ...
+
+
+class Searcher:
+    """Searches one collection.
+
+    Args:
+        sink: The collection.
+        fields: The vector fields with their kinds and what embeds their queries.
+    """
+
+    def __init__(self, sink: MilvusSink, fields: Mapping[str, tuple[VectorKind, QueryEmbedder]]) -> None:
+        self._sink = sink
+        self._fields = fields
+
+    def modes(self) -> list[Mode]:
+        """Return what can be asked for, the default first."""
+        kinds = {kind for kind, _embedder in self._fields.values()}
+        single = [Mode(kind.value) for kind in VectorKind if kind in kinds]
+        return [Mode.HYBRID, *single] if len(self._fields) > 1 else single
+
+    def search(self, queries: Sequence[str], mode: Mode | None, limit: int) -> list[list[Hit]]:
+        """Return the best chunks for each query, best first.
+
+        Args:
+            queries: What to look for.
+            mode: Which vectors answer; None: hybrid where there are several.
+            limit: The most hits of a query.
+
+        Raises:
+            ConfigError: The collection has no such vectors.
+        """
+        wish = mode or self.modes()[0]
+        if wish not in self.modes():
+            raise ConfigError(f"--mode {wish}: {self._sink.collection} has {', '.join(self.modes())}")
+        names = [name for name, (kind, _embedder) in self._fields.items() if wish in {Mode.HYBRID, Mode(kind.value)}]
+        depth = limit if len(names) == 1 else max(limit, DEPTH)
+        lists = [self._ask(name, queries, depth) for name in names]
+        if len(lists) == 1:
+            return [list(hits) for hits in lists[0]]
+        return [fuse(ranked)[:limit] for ranked in zip(*lists, strict=True)]
+
+    def _ask(self, name: str, queries: Sequence[str], limit: int) -> Sequence[Sequence[Hit]]:
+        kind, embedder = self._fields[name]
+        vectors = embedder.embed(queries, Role.QUERY, frozenset({kind}))[kind]
+        dimension = embedder.info().dimension if kind is VectorKind.DENSE else None
+        check(vectors, kind, len(queries), dimension, role=Role.QUERY)
+        return self._sink.search(name, vectors, limit)
+
+
+def fuse(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """Return the hits of several ranked lists as one, by reciprocal rank fusion.
+
+    Equal scores keep the order of the lists, so that the same question has the same answer.
+    """
+    scores: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for ranked in lists:
+        for rank, hit in enumerate(ranked, start=1):
+            scores[hit.id] = scores.get(hit.id, 0.0) + 1.0 / (RANK_CONSTANT + rank)
+            hits.setdefault(hit.id, hit)
+    best = sorted(scores, key=scores.__getitem__, reverse=True)
+    return [replace(hits[chunk_id], score=scores[chunk_id]) for chunk_id in best]
+
+
+@contextmanager
+def searcher(settings: Settings, collection: str) -> Iterator[Searcher]:
+    """Open a collection for searching, through a running daemon's Milvus or one of our own.
+
+    Raises:
+        ConfigError: There is no such collection, or it was written with other models than are configured now.
+    """
+    if collection not in settings.collections:
+        known = ", ".join(sorted(settings.collections)) or "none"
+        raise ConfigError(f"there is no collection {collection!r} in the configuration; there is {known}")
+    with milvus(settings) as connection, models(settings) as embedders:
+        names = {vector.embedder for vector in settings.collections[collection].vectors.values()}
+        infos = {name: embedders[name].info() for name in names}
+        sink = MilvusSink(connection, schema_of(settings, collection, infos))
+        sink.prepare(create=False)
+        yield Searcher(
+            sink,
+            {
+                field: (kind_of(settings, collection, field, infos[vector.embedder]), embedders[vector.embedder])
+                for field, vector in settings.collections[collection].vectors.items()
+            },
+        )
