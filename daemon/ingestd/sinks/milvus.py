@@ -136,6 +136,8 @@ class MilvusSink:
 
     def stored(self) -> Iterator[StoredRow]:
         """Yield every row of the collection, in the order of their keys, a page in memory at a time."""
+        # Milvus 2.3 gives pages without waiting for what was just written, Strong or not; counting does wait.
+        self.count()
         last = ""
         while page := self._page(last):
             for row in page:

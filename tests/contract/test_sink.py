@@ -1,0 +1,206 @@
+"""The contract of ``ports.Sink``, over Milvus Lite and over a real Milvus."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from ingestd.errors import DocumentError
+from ingestd.model import SparseVector, SparseVectors, Version
+from ingestd.sinks.milvus import MilvusSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.fixtures.milvus import Target
+
+    from ingestd.model import Row
+
+_numbers = count(0, 100_000)
+
+
+@pytest.fixture(scope="module")
+def sink(target: Target) -> MilvusSink:
+    """A collection that is shared by the tests of this module: making one takes seconds on a server."""
+    made = MilvusSink(target.connection, target.wanted("contract"))
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def base() -> int:
+    """The first of a range of row numbers that no other test uses."""
+    return next(_numbers)
+
+
+@pytest.fixture
+def some(target: Target, sink: MilvusSink, base: int) -> Iterator[list[Row]]:
+    """Twenty rows that are in the collection, and taken out again."""
+    rows = [target.row(base + n) for n in range(20)]
+    sink.upsert(rows)
+    yield rows
+    sink.delete([row.id for row in rows])
+
+
+def _read(sink: MilvusSink, target: Target, ids: list[str]) -> dict[str, dict[str, object]]:
+    """Read rows past the sink, all columns."""
+    keys = ", ".join(f'"{one}"' for one in ids)
+    found = target.connection.call(
+        "query",
+        sink.collection,
+        doing="reading",
+        filter=f"id in [{keys}]",
+        output_fields=["*"],
+        consistency_level="Strong",
+    )
+    return {row["id"]: dict(row) for row in found}
+
+
+def test_what_is_written_is_there(sink: MilvusSink, target: Target, some: list[Row]) -> None:
+    """Every column of a row comes back as it was sent."""
+    found = _read(sink, target, [row.id for row in some])
+    assert found.keys() == {row.id for row in some}
+    for row in some:
+        stored = found[row.id]
+        assert stored["document_id"] == row.document_id
+        assert (stored["version"], stored["domain"]) == (row.version, row.domain)
+        assert (stored["chunk_index"], stored["text"], stored["source"]) == (row.chunk_index, row.text, row.source)
+        assert (stored["lang"], stored["year"]) == ("en", 2000)
+        assert stored["metadata"] == row.metadata
+        np.testing.assert_allclose(np.array(stored["dense"]), np.asarray(row.vectors["dense"]), rtol=1e-6)
+
+
+def test_an_upsert_again_changes_nothing(sink: MilvusSink, some: list[Row]) -> None:
+    """Upserts are idempotent: after a deadline the batch is simply sent again."""
+    before = sink.count()
+    sink.upsert(some)
+    assert sink.count() == before
+
+
+def test_existing_tells_what_is_there(sink: MilvusSink, some: list[Row]) -> None:
+    """Only ids that are there are returned, right after the write."""
+    ids = [row.id for row in some]
+    assert sink.existing([*ids, "f" * 32]) == set(ids)
+    assert sink.existing([]) == frozenset()
+
+
+def test_existing_takes_more_ids_than_one_request(sink: MilvusSink, some: list[Row]) -> None:
+    """Several requests make one answer."""
+    ids = [f"{n:032x}" for n in range(10**12, 10**12 + 2500)]
+    assert sink.existing([*ids, some[0].id]) == {some[0].id}
+
+
+def test_delete_takes_away_what_is_named(sink: MilvusSink, some: list[Row]) -> None:
+    """Deletes go by key, and a key that is not there counts as deleted."""
+    gone = [row.id for row in some[:5]]
+    sink.delete([*gone, "e" * 32])
+    assert sink.existing([row.id for row in some]) == {row.id for row in some[5:]}
+    sink.delete([])
+
+
+def test_rewrite_changes_all_but_the_vectors(sink: MilvusSink, target: Target, some: list[Row], base: int) -> None:
+    """A rewrite leaves the vectors, replaces the metadata whole, and names the rows that are not there."""
+    changed = [target.row(base + n, chunk_index=n + 7, metadata={"new": n}, vectors={}) for n in range(3)]
+    absent = target.row(base + 5000, vectors={})
+    assert sink.rewrite([*changed, absent]) == {absent.id}
+    found = _read(sink, target, [row.id for row in [*changed, absent]])
+    assert found.keys() == {row.id for row in changed}
+    for before, row in zip(some, changed, strict=False):
+        stored = found[row.id]
+        assert (stored["chunk_index"], stored["metadata"]) == (row.chunk_index, row.metadata)
+        np.testing.assert_allclose(np.array(stored["dense"]), np.asarray(before.vectors["dense"]), rtol=1e-6)
+        if target.sparse:
+            assert set(stored["sparse"]) == set(before.vectors["sparse"].indices.tolist())  # type: ignore[call-overload, union-attr]
+    assert sink.rewrite([]) == frozenset()
+
+
+def test_rewrite_of_nothing_that_is_there(sink: MilvusSink, target: Target, base: int) -> None:
+    """Where no row is there, all are named and none appears."""
+    rows = [target.row(base + n, vectors={}) for n in range(3)]
+    assert sink.rewrite(rows) == {row.id for row in rows}
+    assert sink.existing([row.id for row in rows]) == frozenset()
+
+
+def test_stored_yields_every_row_once(sink: MilvusSink, some: list[Row]) -> None:
+    """A ledger can be rebuilt from it: key, document, version with its domain, source."""
+    stored = list(sink.stored())
+    assert len(stored) == len({row.id for row in stored}) == sink.count()
+    found = {row.id: row for row in stored}
+    for row in some:
+        kept = found[row.id]
+        assert (kept.document_id, kept.source) == (row.document_id, row.source)
+        assert kept.version == Version(row.version, row.domain)
+
+
+def test_search_finds_the_nearest_first(sink: MilvusSink, some: list[Row]) -> None:
+    """A row's own vector finds it; declared fields and other metadata come back as one."""
+    sink.count()  # searches may be a moment behind what was written; after a Strong read they are not
+    queries = np.stack([np.asarray(row.vectors["dense"]) for row in some[:3]])
+    found = sink.search("dense", queries, limit=4)
+    assert [len(hits) for hits in found] == [4, 4, 4]
+    for row, hits in zip(some, found, strict=False):
+        best = hits[0]
+        assert (best.id, best.document_id, best.chunk_index) == (row.id, row.document_id, row.chunk_index)
+        assert (best.text, best.source) == (row.text, row.source)
+        assert best.metadata == {**row.metadata, "lang": "en", "year": 2000}
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_sparse_search_and_the_query_that_meets_nothing(sink: MilvusSink, target: Target, some: list[Row]) -> None:
+    """A sparse query without weights has no hits, and does not disturb its neighbours in the batch."""
+    if not target.sparse:
+        pytest.skip("this server has no sparse vectors")
+    sink.count()
+    vector = some[4].vectors["sparse"]
+    assert isinstance(vector, SparseVector)
+    alone = SparseVector(vector.indices[:1], vector.values[:1])
+    empty = SparseVector(np.zeros(0, np.uint32), np.zeros(0, np.float32))
+    found = sink.search("sparse", SparseVectors.of([empty, alone, empty]), limit=5)
+    assert [[hit.id for hit in hits] for hits in found] == [[], [some[4].id], []]
+
+
+def test_a_limit_over_the_index_default(sink: MilvusSink, some: list[Row]) -> None:
+    """A limit over the index's ef is no error: ef follows it."""
+    sink.count()
+    query = np.asarray(some[0].vectors["dense"])[None, :]
+    assert len(sink.search("dense", query, limit=500)[0]) == sink.count()
+
+
+def test_probe_answers(sink: MilvusSink) -> None:
+    """A probe of a collection that is well returns, and leaves nothing."""
+    before = sink.count()
+    sink.probe()
+    assert sink.count() == before
+
+
+def test_large_batches_are_split_by_bytes(sink: MilvusSink, target: Target, base: int) -> None:
+    """Rows that would be over the server's message size go in several requests."""
+    rows = [target.row(base + n, text="x" * 60_000) for n in range(150)]
+    sink.upsert(rows)
+    assert sink.existing([row.id for row in rows]) == {row.id for row in rows}
+    sink.delete([row.id for row in rows])
+
+
+def test_a_released_collection_is_loaded_again(sink: MilvusSink, target: Target, some: list[Row]) -> None:
+    """Code 101 is mended: somebody released the collection, or Lite came back."""
+    target.connection.call("release_collection", sink.collection, doing="releasing")
+    assert sink.existing([some[0].id]) == {some[0].id}
+
+
+def test_a_row_that_does_not_fit_names_document_and_field(sink: MilvusSink, target: Target, base: int) -> None:
+    """What the server would refuse is refused before it is sent, and the message says where."""
+    row = target.row(base, fields={"lang": "é" * 9, "year": 2000})
+    with pytest.raises(DocumentError, match=r"inbox/.*field lang: 18 bytes"):
+        sink.validate(row)
+    with pytest.raises(DocumentError, match="field lang"):
+        sink.upsert([row])
+    assert sink.existing([row.id]) == frozenset()
+
+
+def test_a_key_twice_is_refused(sink: MilvusSink, target: Target, base: int) -> None:
+    """Servers would keep both rows."""
+    with pytest.raises(ValueError, match="twice"):
+        sink.upsert([target.row(base), target.row(base)])
