@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo
-    from ingestd.ports import Clock, Embedder, SeenStore, Source, Tokenizer
+    from ingestd.ports import Chunker, Clock, Embedder, SeenStore, Source
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
@@ -117,12 +117,24 @@ class _Ground:
 
 
 @dataclass(frozen=True, slots=True)
+class _Processing:
+    """How a collection's texts are cut, and what its rows rest on."""
+
+    chunker: Chunker
+    fingerprints: Fingerprints
+
+
+@dataclass(frozen=True, slots=True)
 class _Prepared:
     """A collection that is as it should be."""
 
     sink: MilvusSink
-    tokenizer: Tokenizer
-    fingerprints: Fingerprints
+    processing: _Processing
+
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """What its rows, and its dead letters, rest on."""
+        return self.processing.fingerprints
 
 
 @contextmanager
@@ -154,13 +166,15 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         faults = Faults()
         stack.callback(lambda: store.close(clean=faults.ended_well))
         unclean = store.begin()
+        # Before Milvus and the models: a fault in the configuration is told at once.
+        extraction = _extraction(settings)
+        stack.callback(extraction.close)
+        processing = {name: _processing(settings, name, extraction) for name in settings.collections}
         step("starting Milvus")
         connection = stack.enter_context(own_milvus(settings, observe))
         step("loading the models")
         embedders = stack.enter_context(models(settings))
         infos = {name: embedder.info() for name, embedder in embedders.items()}
-        extraction = _extraction(settings)
-        stack.callback(extraction.close)
         breakers = _breakers(metrics)
         ground = _Ground(
             settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, embedders, infos
@@ -168,13 +182,21 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         prepared = {}
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
-            prepared[collection] = _prepare(ground, collection, unclean=unclean is not None)
+            sink = _prepare(ground, collection, unclean=unclean is not None)
+            prepared[collection] = _Prepared(sink, processing[collection])
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once)
 
 
-def _prepare(ground: _Ground, collection: str, *, unclean: bool) -> _Prepared:
+def _processing(settings: Settings, collection: str, extraction: IsolatedExtraction) -> _Processing:
+    """Build what cuts a collection's texts."""
+    tokenizer = tokenizer_of(settings, collection)
+    chunker: Chunker = settings.chunkers[collection].build(tokenizer)
+    return _Processing(chunker, fingerprints_of(settings, collection, tokenizer, extraction))
+
+
+def _prepare(ground: _Ground, collection: str, *, unclean: bool) -> MilvusSink:
     """Make a collection what it should be, and the ledger true to it."""
     sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos))
 
@@ -187,8 +209,7 @@ def _prepare(ground: _Ground, collection: str, *, unclean: bool) -> _Prepared:
     if found.rebuilt or ground.store.rebuilt:
         reason = "corrupt" if ground.store.rebuilt else "unbound"
         ground.metrics.state.ledger_rebuilds.labels(collection=collection, reason=reason).inc()
-    tokenizer = tokenizer_of(ground.settings, collection)
-    return _Prepared(sink, tokenizer, fingerprints_of(ground.settings, collection, tokenizer, ground.extraction))
+    return sink
 
 
 def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *, once: bool) -> Daemon:
@@ -309,7 +330,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         ),
         readers=settings.extraction.workers,
         chunk=Chunk(
-            settings.chunkers[name].build(prepared.tokenizer),
+            prepared.processing.chunker,
             fields=configured.fields,
             validate=prepared.sink.validate,
             max_chunks=limits.max_chunks,

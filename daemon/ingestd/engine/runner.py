@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 TICK = 0.2
 PROBE_SECONDS = 5.0
 """Between two probes of each collection, so that an idle daemon notices an outage too."""
+PROBE_LIMIT = 300.0
+"""Seconds that a probe may take: its timeouts, and a Milvus Lite that starts again."""
 LAST_SECONDS = 5.0
 """For threads to end after the drain."""
 
@@ -192,6 +194,7 @@ class Runner:
         parts = self._parts
         while not parts.stop.wait(PROBE_SECONDS):
             for name, pipeline in parts.pipelines.items():
+                parts.pulse.busy("probe", "Milvus", PROBE_LIMIT)
                 try:
                     pipeline.sink.probe()
                 except UnavailableError as error:
@@ -202,3 +205,4 @@ class Runner:
                 else:
                     parts.breakers.reset("milvus", name)
                 pipeline.lanes.wake()
+        parts.pulse.end("probe")
