@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ingestd.model import Totals, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ingestd.metrics import Metrics
     from ingestd.model import Outcome
@@ -60,7 +60,7 @@ class Tally:
         self._metrics.accepted(source, count)
         self._metrics.settled(source, verdict, count)
 
-    def settle(self, outcomes: Iterable[Outcome], *, superseded: int) -> None:
+    def settle(self, outcomes: Sequence[Outcome], *, superseded: int) -> None:
         """Count outcomes that are durable now.
 
         Args:
@@ -76,7 +76,17 @@ class Tally:
                 self._embedded += outcome.embedded
                 self._reused += outcome.reused
         for outcome in outcomes:
-            self._metrics.settled(outcome.event.source, outcome.verdict, 1)
+            self._export(outcome)
+
+    def _export(self, outcome: Outcome) -> None:
+        metrics, collection = self._metrics, outcome.event.key.collection
+        metrics.settled(outcome.event.source, outcome.verdict, 1)
+        metrics.embedding.chunks_embedded.labels(collection=collection).inc(outcome.embedded)
+        metrics.embedding.chunks_reused.labels(collection=collection).inc(outcome.reused)
+        if outcome.verdict is Verdict.WRITTEN and not outcome.embedded + outcome.reused:
+            metrics.stages.empty_documents.labels(collection=collection).inc()
+        if outcome.verdict is Verdict.DEAD_LETTERED and outcome.failure is not None:
+            metrics.events.dead_letters.labels(stage=outcome.failure.stage.value, error=outcome.failure.error).inc()
 
     def totals(self) -> Totals:
         """Return the accounts as they are now."""
