@@ -499,6 +499,20 @@ def test_long_messages_are_clipped(store: SqliteStore) -> None:
     assert len(letter.failure.message) + len(letter.failure.traceback or "") < 30_000
 
 
+def test_room_for_originals_is_reckoned_within_a_batch(reopen: Callable[..., SqliteStore]) -> None:
+    """A letter that is mended, or replaced by its like, makes room for the next one of the same settlement."""
+    store = reopen(dead_letter_bytes=50)
+
+    def content(size: int) -> Content:
+        return Content(b"x" * size, "n")
+
+    store.settle([dead(upsert("a"), content(50))], FINGERPRINTS)
+    store.settle([dead(upsert("a"), content(40)), dead(upsert("b"), content(10))], FINGERPRINTS)
+    assert [letter.data for letter in store.dead_letters()] == [b"x" * 40, b"x" * 10]
+    store.settle([written(upsert("a")), dead(upsert("c"), content(40)), dead(upsert("d"), content(1))], FINGERPRINTS)
+    assert [letter.data for letter in store.dead_letters()] == [b"x" * 10, b"x" * 40, None]
+
+
 def test_metadata_counts_as_part_of_the_original(reopen: Callable[..., SqliteStore]) -> None:
     """Metadata takes of the same room as the bytes, and where there is none for either the letter is still there."""
     store = reopen(dead_letter_bytes=60, keep_bytes=50)

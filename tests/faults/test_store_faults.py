@@ -154,6 +154,7 @@ def full_at_start(state: str) -> None:
             say(error)
         else:
             raise AssertionError("it opened on a full disk")
+        assert [*path.iterdir()] in ([], [path / "lock"]), "nothing half made is left"
     ballast.unlink()
     with SqliteStore.open(path, clock=time) as store:
         assert not store.rebuilt

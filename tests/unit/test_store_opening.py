@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -279,6 +280,21 @@ def test_looking_at_nothing(tmp_path: Path) -> None:
     overwrite_start(tmp_path / "ingestd.db")
     with pytest.raises(ConfigError, match="damaged"):
         SqliteStore.read_only(tmp_path, clock=time)
+
+
+def test_a_slow_reader_does_not_make_the_log_grow(tmp_path: Path) -> None:
+    """Whoever stops in the middle of a stream holds no snapshot: the write-ahead log is emptied behind them."""
+    with opened(tmp_path) as store:
+        entries = [replace(ENTRY, key=DocumentKey("articles", str(at))) for at in range(1_500)]
+        store.write_ahead(entries)
+        streams = [store.collection_entries("articles"), store.documents("inbox")]
+        for stream in streams:
+            next(stream)
+        large = replace(ENTRY, present={f"{at:032x}": b"d" * 16 for at in range(60_000)})  # 1.9 MB
+        for _ in range(15):
+            store.write_ahead([large])
+        assert (tmp_path / "ingestd.db-wal").stat().st_size < 12_000_000
+        assert [len(list(stream)) for stream in streams] == [1_500, 1_500]  # one was read, one was added
 
 
 # How the last run ended
