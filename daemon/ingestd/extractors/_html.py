@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from selectolax.lexbor import LexborHTMLParser, SelectolaxError
+
 if TYPE_CHECKING:
-    from selectolax.lexbor import LexborHTMLParser, LexborNode
+    from selectolax.lexbor import LexborNode
 
 _INVISIBLE = """area audio base canvas datalist embed head iframe link map meta noembed noframes noscript object param
     script source style svg template track video"""
@@ -29,6 +31,18 @@ _BREAKS = {**dict.fromkeys(_LINES_OF_THEIR_OWN.split(), _LINE), **dict.fromkeys(
 _CELLS = frozenset({"td", "th"})
 _VERBATIM = frozenset({"listing", "plaintext", "pre", "textarea", "xmp"})
 _SPACE = re.compile("[ \t\n\f\r]+")
+
+
+def parsed(page: str) -> LexborHTMLParser:
+    """Return the tree of a page.
+
+    Raises:
+        MemoryError: There is too little memory for it.
+    """
+    try:
+        return LexborHTMLParser(page)
+    except SelectolaxError as error:  # there is no invalid HTML: what fails in lexbor is malloc
+        raise MemoryError(str(error)) from error
 
 
 def title_of(tree: LexborHTMLParser) -> str | None:

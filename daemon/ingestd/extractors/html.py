@@ -12,10 +12,9 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from selectolax.lexbor import LexborHTMLParser
 
 from ingestd.extractors._encoding import decode
-from ingestd.extractors._html import BOILERPLATE, INVISIBLE, text_of, title_of
+from ingestd.extractors._html import BOILERPLATE, INVISIBLE, parsed, text_of, title_of
 from ingestd.extractors._media_type import parameter
 from ingestd.model import Document
 
@@ -64,7 +63,7 @@ class HtmlExtractor:
             DocumentError: The bytes are binary, or in no encoding that is known.
         """
         charset = parameter(content.content_type, "charset") or _declared_charset(content.data)
-        tree = LexborHTMLParser(decode(content.data, charset=charset))
+        tree = parsed(decode(content.data, charset=charset))
         return Document(text_of(tree, self._skipped), title=title_of(tree))
 
 

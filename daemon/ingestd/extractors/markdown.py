@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from markdown_it import MarkdownIt
 from pydantic import BaseModel, ConfigDict
-from selectolax.lexbor import LexborHTMLParser
 
 from ingestd.errors import DocumentError
 from ingestd.extractors._encoding import decode
-from ingestd.extractors._html import INVISIBLE, text_of
+from ingestd.extractors._html import INVISIBLE, parsed, text_of
 from ingestd.extractors._media_type import parameter
 from ingestd.model import Document
 
@@ -110,7 +109,7 @@ class _Page:
                 case "fence" | "code_block":
                     self._add(token.content.strip("\n"))
                 case "html_block":
-                    self._add(text_of(LexborHTMLParser(token.content), INVISIBLE))
+                    self._add(text_of(parsed(token.content), INVISIBLE))
                 case "heading_open":
                     self._heading = token.tag
                 case "paragraph_open":
