@@ -136,14 +136,24 @@ class SourceScope(Protocol):
 class SeenStore(Protocol):
     """What a source reads of its own past when it starts."""
 
-    def seen(self, source: str) -> Iterator[Seen]:
-        """Yield what was seen of every document of the source."""
+    def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
+        """Yield what was seen of every document of the source.
+
+        Args:
+            source: The source.
+            collection: Only what was settled in this one: a source that was pointed at another collection has seens
+                of both.
+        """
         ...
 
-    def documents(self, source: str) -> Iterator[tuple[str, bool]]:
+    def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """Yield the ids of the source's documents that the ledger holds (no tombstones), and whether each is whole.
 
         A document with doubtful rows is not whole: it has to be sent again.
+
+        Args:
+            source: The source.
+            collection: Only those in it; None: in any.
         """
         ...
 

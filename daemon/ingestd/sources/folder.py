@@ -1,0 +1,302 @@
+"""A watched folder: every file below it is a document, and its deletion is the document's.
+
+The rescan is the truth, and inotify only makes it faster: a scan says which files may have changed and which known
+documents are not there, a hint says the same of one path, and both end in one look at one file, which alone decides.
+So what inotify loses (and it loses much, see ``_watch``) is late, not lost. One event a document is in flight at a
+time; what changes meanwhile is looked at when that is settled.
+
+One thread, ``run``'s, owns all state (``_rounds``). ``settled``, ``revive``, ``confirm`` and ``checks`` come from other
+threads and leave a note or read a snapshot. A lock around the state was turned down: a scan of a slow network file
+system would hold it for seconds, and settle with it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ingestd.model import Check, Event, Op, Parked
+from ingestd.sources._globs import Globs
+from ingestd.sources._guard import DeleteGuard
+from ingestd.sources._ids import path_of
+from ingestd.sources._lookout import Lookout
+from ingestd.sources._rounds import CONFIRM, Rounds
+from ingestd.sources._scan import Scan
+from ingestd.sources._tree import RootGoneError, Tree
+from ingestd.sources._view import Notice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ingestd.model import DeadLetter, Outcome
+    from ingestd.ports import Intake, SourceScope
+
+log = structlog.get_logger(__name__)
+
+TICK = 0.2
+"""Seconds between two turns when nothing is going on."""
+PROMPT = 0.02
+"""Seconds between two turns of ``once``."""
+HANGS = 20.0
+"""Seconds after which a file system that does not answer counts as hanging."""
+DUTY = 10
+"""Scans that hints ask for wait this many times as long as the last scan took, so that a storm costs a tenth."""
+
+_CURE_ROOT = "mount or create the folder, and let the daemon's user read it"
+_CURE_DIRECTORIES = "let the daemon's user read and enter them, or exclude them"
+
+
+class MassDelete(BaseModel):
+    """When deletes are held until somebody confirms them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(0.2, gt=0, le=1, description="Hold deletes when more than this share of the documents is gone")
+    documents: int = Field(50, ge=1, description="Act from this many known documents up")
+
+
+class Config(BaseModel):
+    """A folder whose files are documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path = Field(description="The folder; a relative path is relative to the working directory")
+    collection: str = Field(min_length=1, description="The collection that the documents go to")
+    include: tuple[str, ...] = Field(("**/*",), min_length=1, description="Globs: what is a document")
+    exclude: tuple[str, ...] = Field(
+        (".*", "*.tmp", "*.part", "*~", "*.swp"),
+        description="Globs: what is none; one without a slash also excludes directories with all below them",
+    )
+    recursive: bool = Field(True, description="Whether files in directories below the folder count")
+    follow_symlinks: bool = Field(False, description="Whether symlinks to something below the folder count")
+    rescan_seconds: float = Field(30, gt=0, le=86_400, description="Seconds between two scans of the whole folder")
+    settle_seconds: float = Field(
+        2,
+        ge=0,
+        le=3_600,
+        description="Seconds for which size and mtime of a file that nobody was seen to close are still",
+    )
+    watch: Literal["auto", "inotify", "poll"] = Field(
+        "auto", description="auto: inotify, but scans alone on network file systems; poll (or false): scans alone"
+    )
+    mass_delete: MassDelete = Field(MassDelete(), description="The mass-delete guard")
+
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _no_watch(cls, value: object) -> object:
+        return "poll" if value is False else value
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _readable(cls, globs: tuple[str, ...]) -> tuple[str, ...]:
+        Globs(globs, globs)
+        return globs
+
+    def build(self, name: str, scope: SourceScope) -> FolderSource:
+        """Return the source. Nothing is read before ``run``."""
+        return FolderSource(name, self, scope)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStatus:
+    """Numbers for metrics."""
+
+    scans: int
+    overflows: int
+    watcher_restarts: int
+    last_scan_seconds: float
+    last_scan_at: float | None
+    """Seconds since 1970; None before the first scan."""
+    files: int
+    """Documents that are known, or were found."""
+    held: int
+    """Deletes that wait to be confirmed."""
+    unreadable: int
+    """Directories that could not be read."""
+    unsettled: int
+    """Files that are waited for because they have just changed."""
+    in_flight: int
+
+
+class FolderSource:
+    """The source. See the module for how it works, and ``ports.Source`` for what each method promises.
+
+    Args:
+        name: The source's name; its documents' ids begin with it.
+        config: The settings.
+        scope: What a source may know of the rest.
+    """
+
+    def __init__(self, name: str, config: Config, scope: SourceScope) -> None:
+        self.name = name
+        self.collection = config.collection
+        self._config = config
+        self._clock = scope.clock
+        root = os.fsencode(config.path.expanduser().absolute())
+        self._tree = Tree(root, Globs(config.include, config.exclude), config.recursive, config.follow_symlinks)
+        self._lookout = Lookout(name, self._tree, config.watch, config.rescan_seconds, scope.clock)
+        window = max(60.0, 2 * config.rescan_seconds)
+        guard = DeleteGuard(config.mass_delete.share, config.mass_delete.documents, window)
+        self._rounds = Rounds(
+            name, config.collection, self._tree, scope, settle_seconds=config.settle_seconds, guard=guard
+        )
+        self._scan_at = self._scan_not_before = 0.0
+        self._hinted = False
+        self._rescan_asked = False
+
+    def run(self, intake: Intake, *, once: bool) -> None:
+        """Hand in events until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
+        self._rounds.load()
+        if once:
+            self._run_once(intake)
+            return
+        try:
+            while True:
+                self._run_turn(intake)
+        finally:
+            self._lookout.stop()
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of outcomes, for the source's own thread."""
+        self._rounds.notices.extend(Notice.of(outcome) for outcome in outcomes)
+
+    def revive(self, parked: Parked | DeadLetter) -> Event | None:
+        """Return the event of a record, made from the file as it is now.
+
+        None: the file is gone, or is back (for a delete), or it cannot be said. The source then looks at it by itself,
+        as if it had never been settled, so that nothing is lost by it.
+        """
+        document = parked.key.document_id
+        path = path_of(self.name, document)
+        attempt, since = (parked.attempt, parked.first_failed_at) if isinstance(parked, Parked) else (1, None)
+        try:
+            found = None if path is None else self._tree.look(path)
+        except (OSError, RootGoneError) as error:
+            log.warning("a file could not be looked at", source=self.name, document_id=document, error=str(error))
+        else:
+            if (parked.op is Op.DELETE) == (found is None):
+                return self._rounds.event(document, path, found, attempt, since)
+        self._rounds.asked.append(document)
+        return None
+
+    def confirm(self) -> int:
+        """Let the deletes go on that are held at this moment. A root that is missing cannot be confirmed away."""
+        held = self._rounds.held
+        self._rounds.confirmed.append(held)
+        return len(held)
+
+    def request_rescan(self) -> None:
+        """Have the folder scanned at the next turn."""
+        self._rescan_asked = True
+
+    def checks(self) -> Sequence[Check]:
+        """Say how the source is."""
+        return self._check_root(), self._check_directories(), self._lookout.check(), self._check_deletes()
+
+    def probe(self) -> Sequence[Check]:
+        """Say whether the source could start."""
+        scan = Scan(self._tree)
+        try:
+            files = sum(1 for _ in scan)
+        except RootGoneError as error:
+            return (Check(f"{self.name}:root", ok=False, detail=str(error), cure=_CURE_ROOT),)
+        return (
+            Check(f"{self.name}:root", ok=True, detail=f"{files} files in {scan.directories} directories"),
+            self._about_directories(scan.unreadable),
+            self._lookout.probe(scan.directories),
+        )
+
+    def status(self) -> FolderStatus:
+        """Return numbers for metrics. Safe to call from any thread."""
+        rounds = self._rounds
+        return FolderStatus(
+            scans=rounds.scans,
+            overflows=self._lookout.overflows,
+            watcher_restarts=self._lookout.restarts,
+            last_scan_seconds=rounds.last_scan_seconds,
+            last_scan_at=rounds.last_scan_at,
+            files=rounds.files,
+            held=len(rounds.held),
+            unreadable=len(rounds.unreadable),
+            unsettled=rounds.unsettled,
+            in_flight=rounds.in_flight,
+        )
+
+    def _run_turn(self, intake: Intake) -> None:
+        # Watch first, then scan: what happens in between is hinted at.
+        self._rounds.reading_since = self._clock.monotonic()
+        unnoticed = self._lookout.tend()
+        self._rounds.reading_since = None
+        hinted = self._lookout.take()
+        now = self._clock.monotonic()
+        if hinted is not None and (hinted.rescan or (self._tree.follow and hinted.paths)):
+            self._hinted = unnoticed = True
+        if unnoticed:
+            self._scan_at = min(self._scan_at, max(now, self._scan_not_before))
+        if self._rescan_asked:
+            self._rescan_asked, self._scan_at = False, now
+        if now >= self._scan_at:
+            self._rounds.scan(intake, hinted=self._hinted)
+            ended = self._clock.monotonic()
+            self._hinted, self._scan_at = False, ended + self._config.rescan_seconds
+            self._scan_not_before = ended + max(1.0, DUTY * (ended - now))
+        self._rounds.turn(intake, hinted)
+        intake.wait(self._pause(min(TICK, max(0.0, self._scan_at - self._clock.monotonic()))))
+
+    def _run_once(self, intake: Intake) -> None:
+        """Scan, settle, scan again: what is absent both times is deleted, what changed meanwhile is settled again."""
+        if not self._rounds.scan(intake, hinted=False):
+            return
+        second_at = self._clock.monotonic() + CONFIRM
+        self._work_off(intake)
+        while (left := second_at - self._clock.monotonic()) > 0:
+            intake.wait(left)
+        if self._rounds.scan(intake, hinted=False):
+            self._work_off(intake)
+
+    def _work_off(self, intake: Intake) -> None:
+        while self._rounds.busy:
+            self._rounds.turn(intake, None)
+            intake.wait(self._pause(PROMPT))
+
+    def _pause(self, most: float) -> float:
+        due = self._rounds.next_due()
+        return most if due is None else min(most, max(0.0, due - self._clock.monotonic()))
+
+    def _check_root(self) -> Check:
+        name, rounds = f"{self.name}:root", self._rounds
+        since = rounds.reading_since
+        silent = 0.0 if since is None else self._clock.monotonic() - since
+        if silent > HANGS:
+            detail = f"the file system has not answered for {silent:.0f} s"
+            return Check(name, ok=False, detail=detail, cure="see to the server behind it, or to the disk")
+        if rounds.root_fault is not None:
+            detail = f"{rounds.root_fault}; its documents stay as they are"
+            return Check(name, ok=False, detail=detail, cure=_CURE_ROOT)
+        return Check(name, ok=True, detail=f"{rounds.files} files" if rounds.scans else "not scanned yet")
+
+    def _check_directories(self) -> Check:
+        return self._about_directories(self._rounds.unreadable)
+
+    def _about_directories(self, unreadable: Mapping[str, str]) -> Check:
+        name = f"{self.name}:directories"
+        if not unreadable:
+            return Check(name, ok=True)
+        shown = ", ".join(f"{path} ({why})" for path, why in sorted(unreadable.items())[:3])
+        rest = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""  # noqa: PLR2004 - those shown above
+        detail = f"cannot be read, and what is below stays as it is: {shown}{rest}"
+        return Check(name, ok=False, detail=detail, cure=_CURE_DIRECTORIES)
+
+    def _check_deletes(self) -> Check:
+        name, held = f"{self.name}:deletes", len(self._rounds.held)
+        if held:
+            cure = f"bring the files back, or confirm: ingestd forget --source {self.name} --absent"
+            return Check(name, ok=False, detail=f"{held} documents are gone at once, their deletes are held", cure=cure)
+        if self._rounds.root_fault is not None:
+            return Check(name, ok=False, detail="without the folder nothing can be said about deletes", cure=_CURE_ROOT)
+        return Check(name, ok=True)
