@@ -2,8 +2,9 @@
 
 A child is a fresh interpreter (never a fork: CUDA and gRPC do not survive one) that runs one function on one end of
 a pipe. It sits in a session of its own, so that a Ctrl-C or a signal to the daemon's process group does not take it
-before the drain. A second pipe, the lifeline, is never written to: its end of file says that the daemon is gone, and
-a thread of the child ends it then, whatever its main thread does.
+before the drain. A second pipe, the lifeline, is never written to: its end of file says that the daemon is gone. A
+child that holds nothing has the kernel end it then (``O_ASYNC``, fcntl(2)), also in the middle of C code that never
+lets go of the interpreter; one that owns a database has a thread of its own watch the lifeline, and time to close.
 
 ``multiprocessing`` was turned down: it imports the daemon's ``__main__`` again, keeps a resource tracker beside the
 daemon, and ties children to the thread that started them. ``PR_SET_PDEATHSIG`` was too: it follows that thread, and
@@ -13,7 +14,10 @@ gives a child that owns a database no chance to close it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -166,6 +170,18 @@ def _has_descriptor(stream: TextIO | None) -> bool:
 
 
 def _follow(lifeline: int, grace: float) -> None:
+    """End this process at the end of the lifeline, after the grace."""
+    if grace:
+        threading.Thread(target=_wait, args=(lifeline, grace), daemon=True, name="lifeline").start()
+        return
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the default action is to end the process
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(0)  # it ended before the kernel was told to say so
+
+
+def _wait(lifeline: int, grace: float) -> None:
     os.read(lifeline, 1)
     time.sleep(grace)
     os._exit(0)
@@ -174,7 +190,7 @@ def _follow(lifeline: int, grace: float) -> None:
 def main(arguments: list[str]) -> None:
     """Run a child: find the function, watch the lifeline, hand over the pipe."""
     target, read, write, lifeline, grace, _name = arguments
-    threading.Thread(target=_follow, args=(int(lifeline), float(grace)), daemon=True, name="lifeline").start()
+    _follow(int(lifeline), float(grace))
     module, _, function = target.partition(":")
     serve: Callable[[Pipe], None] = getattr(import_module(module), function)
     pipe = Pipe(Connection(int(read), writable=False), Connection(int(write), readable=False))

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -485,6 +484,8 @@ class SparseVectors:
     @staticmethod
     def of(rows: Sequence[SparseVector]) -> SparseVectors:
         """Return the rows as one CSR block."""
+        import numpy as np  # noqa: PLC0415 - half of an extraction worker's start, and no use to it
+
         lengths = np.fromiter((len(row.indices) for row in rows), dtype=np.int64, count=len(rows))
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         if not rows:
