@@ -144,8 +144,8 @@ def _look(error: BaseException) -> _Seen:
             code = int(found)
             if code in {0, _NOT_READY} and getattr(fault, "compatible_code", 0) == _LEGACY_DENIED:
                 code = _LEGACY_DENIED
-        elif hasattr(found, "name") and not isinstance(found, int) and not status:  # grpc.StatusCode
-            status = str(found.name)
+        elif not status:  # a grpc.StatusCode has a name; pymilvus also raises errors with a text for a code
+            status = str(getattr(found, "name", ""))
         retriable = retriable or bool(getattr(fault, "retriable", False))
         texts.append(_text(fault))
     if status == "UNIMPLEMENTED" and any("http2 header with status" in text for text in texts):
