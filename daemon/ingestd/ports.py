@@ -425,6 +425,10 @@ class Store(Ledger, SeenStore, Protocol):
         """Remove dead letters; return how many were there."""
         ...
 
+    def requeue(self, ids: Sequence[int]) -> Mapping[str, int]:
+        """Move dead letters to the retry queue, due now; return how many there were, by source."""
+        ...
+
     def forget(self, source: str, collection: str) -> None:
         """Remove all that is known of a source: entries, seens, parked events and dead letters."""
         ...

@@ -188,6 +188,13 @@ def test_documents_with_doubtful_rows_are_not_whole(store: SqliteStore) -> None:
     assert list(store.documents("inbox", "notes")) == []
 
 
+def test_a_first_version_that_was_interrupted_is_not_forgotten(store: SqliteStore) -> None:
+    """A tombstone is no document, unless rows of an attempt may be in Milvus: those have to be found again."""
+    gone, begun = entry(upsert("a"), deleted=True), entry(upsert("b"), present=0, doubtful=2, deleted=True)
+    store.write_ahead([gone, begun])
+    assert dict(store.documents("inbox")) == {"b": False}
+
+
 def test_a_collection_streams_past_its_pages(store: SqliteStore) -> None:
     """Entries come once each however many there are, while others are written meanwhile."""
     wanted = {f"d{at}": entry(upsert(f"d{at}"), present=1) for at in range(2_500)}
@@ -429,6 +436,19 @@ def test_ids_are_never_used_again(store: SqliteStore) -> None:
     assert store.discard([1, 2, 77]) == 2
     store.settle([dead(upsert("c"))], FINGERPRINTS)
     assert [letter.id for letter in store.dead_letters()] == [3]
+
+
+def test_letters_that_are_replayed_wait_in_the_retry_queue(store: SqliteStore, clock: Clock) -> None:
+    """A replay moves letters to the queue, due now and with all their tries before them; one that waits is replaced."""
+    waiting = upsert("b")
+    store.settle([dead(upsert("a")), dead(waiting), retrying(waiting), dead(upsert("c"))], FINGERPRINTS)
+    clock.now = NOW + 5
+    assert store.requeue([1, 2, 77]) == {"inbox": 2}
+    assert [letter.key.document_id for letter in store.dead_letters()] == ["c"]
+    assert {(p.key.document_id, p.attempt, p.due_at, p.first_failed_at) for p in store.parked()} == {
+        ("a", 1, NOW + 5, NOW),
+        ("b", 1, NOW + 5, NOW),
+    }
 
 
 def test_letters_come_oldest_first_and_by_id(store: SqliteStore) -> None:

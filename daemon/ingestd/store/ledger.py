@@ -39,7 +39,7 @@ _PAGE = """
     """
 _WHOLE = """
     SELECT document_id, doubtful = x'', id FROM entries
-    WHERE source = ? AND collection = ? AND deleted = 0 AND id > ? ORDER BY id LIMIT ?
+    WHERE source = ? AND collection = ? AND (deleted = 0 OR doubtful <> x'') AND id > ? ORDER BY id LIMIT ?
     """
 
 
@@ -72,14 +72,17 @@ def page(connection: sqlite3.Connection, collection: str, after: int, limit: int
 def documents(
     connection: sqlite3.Connection, source: str, collection: str, after: int, limit: int
 ) -> tuple[list[tuple[str, bool]], int]:
-    """Return (document's id, whether it is whole), no tombstones, and what to pass as ``after`` for the rest."""
+    """Return (document's id, whether it is whole), and what to pass as ``after`` for the rest.
+
+    No tombstones, but for those with doubtful rows: a first version that was interrupted may have left some.
+    """
     records = connection.execute(_WHOLE, (source, collection, after, limit)).fetchall()
     return [(document_id, bool(whole)) for document_id, whole, _ in records], records[-1][-1] if records else after
 
 
 def collections(connection: sqlite3.Connection, source: str) -> list[str]:
     """Return the collections that hold documents of a source."""
-    query = "SELECT DISTINCT collection FROM entries WHERE source = ? AND deleted = 0 ORDER BY collection"
+    query = "SELECT DISTINCT collection FROM entries WHERE source = ? ORDER BY collection"
     return [collection for (collection,) in connection.execute(query, (source,))]
 
 

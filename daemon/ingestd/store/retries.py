@@ -15,9 +15,9 @@ from ingestd.store.text import clip, clip_start, from_column, from_optional, to_
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ingestd.model import Event, Outcome
+    from ingestd.model import DeadLetter, Event, Outcome
     from ingestd.store.text import Column
 
 _MESSAGE = 4_096
@@ -29,6 +29,7 @@ _PUT = """
          stage, error, message, traceback)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     """
+_TAKE = "DELETE FROM parked WHERE collection = ? AND document_id = ? AND source = ? AND position = ?"
 _OF_DOCUMENT = """
     SELECT id, source, position, attempt, first_failed_at, version, domain FROM parked
     WHERE collection = ? AND document_id = ?
@@ -65,6 +66,25 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
     if outcome.verdict is Verdict.RETRYING:
         _park(connection, outcome, now)
     return superseded
+
+
+def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: float) -> None:
+    """Park events that were dead letters, as if they had never been tried, due now."""
+    for letter in letters:
+        where = (letter.key.collection, letter.key.document_id, letter.source, to_column(letter.position))
+        connection.execute(_TAKE, where)
+        connection.execute(
+            _PUT,
+            (
+                *where,
+                letter.op.value,
+                1,
+                letter.first_failed_at,
+                now,
+                *version_columns(letter.version),
+                *failure_columns(letter.failure),
+            ),
+        )
 
 
 def _of_document(connection: sqlite3.Connection, key: DocumentKey) -> list[Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -368,6 +369,21 @@ class SqliteStore:
     def discard(self, ids: Sequence[int]) -> int:
         """Remove dead letters; return how many were there."""
         return self._write(partial(dead_letters.discard, ids=list(ids)), weight=len(ids))
+
+    def requeue(self, ids: Sequence[int]) -> Mapping[str, int]:
+        """Move dead letters to the retry queue, due now, in one transaction; return how many there were, by source."""
+
+        def move(connection: sqlite3.Connection) -> Mapping[str, int]:
+            moved: Counter[str] = Counter()
+            for at in range(0, len(ids), _LETTERS):
+                part = list(ids[at : at + _LETTERS])
+                letters = dead_letters.some(connection, part, data=False)
+                retries.requeue(connection, letters, self._clock.time())
+                dead_letters.discard(connection, part)
+                moved.update(letter.source for letter in letters)
+            return moved
+
+        return self._write(move, weight=len(ids))
 
     def forget(self, source: str, collection: str) -> None:
         """Remove all that is known of a source: entries, seens, parked events and dead letters."""
