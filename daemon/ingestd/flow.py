@@ -38,9 +38,10 @@ from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Verdict
 from ingestd.parts import (
     SystemClock,
+    build_embedders,
+    device_pool,
     fingerprints_of,
     kind_of,
-    models,
     open_store,
     own_milvus,
     schema_of,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ingestd.config import Settings
+    from ingestd.devices.pool import Pool
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo
     from ingestd.ports import Chunker, Clock, Embedder, SeenStore, Source
@@ -78,6 +80,7 @@ class Daemon:
     clock: Clock
     tally: Tally
     pulse: Pulse
+    faults: Faults
     pipelines: Mapping[str, Pipeline]
     sources: Mapping[str, Source]
     refresh: Callable[[], None]
@@ -112,6 +115,7 @@ class _Ground:
     store: SqliteStore
     connection: Connection
     extraction: IsolatedExtraction
+    pool: Pool
     embedders: Mapping[str, Embedder]
     infos: Mapping[str, ModelInfo]
 
@@ -173,11 +177,12 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         step("starting Milvus")
         connection = stack.enter_context(own_milvus(settings, observe))
         step("loading the models")
-        embedders = stack.enter_context(models(settings))
+        pool = stack.enter_context(device_pool(settings))
+        embedders = build_embedders(settings, pool)
         infos = {name: embedder.info() for name, embedder in embedders.items()}
         breakers = _breakers(metrics)
         ground = _Ground(
-            settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, embedders, infos
+            settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, pool, embedders, infos
         )
         prepared = {}
         for collection in settings.collections:
@@ -263,7 +268,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
 
     def checks() -> Sequence[Check]:
         failing = ground.store.failing
-        return [*runner.checks(), Check(STATE, failing is None, failing or "writable")]
+        return [*runner.checks(), *ground.pool.checks(), Check(STATE, failing is None, failing or "writable")]
 
     def overview() -> Mapping[str, Json]:
         return _overview(ground, sources, pipelines)
@@ -277,6 +282,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         clock=ground.clock,
         tally=tally,
         pulse=pulse,
+        faults=faults,
         pipelines=pipelines,
         sources=sources,
         refresh=lambda: _refresh(ground.metrics, tally, pulse, pipelines),

@@ -97,13 +97,25 @@ def milvus(settings: Settings, observe: Callable[[str, float], None] | None = No
 
 
 @contextmanager
-def models(settings: Settings) -> Iterator[dict[str, Embedder]]:
-    """Make the embedders that a collection uses; each loads its model when it is first asked for something."""
+def device_pool(settings: Settings) -> Iterator[Pool]:
+    """Make the pool of device workers; each starts when a model is first asked for something."""
     pool = Pool(load_timeout=settings.embedding.load_timeout_seconds, embed_timeout=settings.embedding.timeout_seconds)
     try:
-        yield {name: settings.embedders[name].build(name, pool) for name in settings.used_embedders()}
+        yield pool
     finally:
         pool.close()
+
+
+def build_embedders(settings: Settings, pool: Pool) -> dict[str, Embedder]:
+    """Make the embedders that a collection uses."""
+    return {name: settings.embedders[name].build(name, pool) for name in settings.used_embedders()}
+
+
+@contextmanager
+def models(settings: Settings) -> Iterator[dict[str, Embedder]]:
+    """Make the embedders that a collection uses, on workers of their own."""
+    with device_pool(settings) as pool:
+        yield build_embedders(settings, pool)
 
 
 def kind_of(settings: Settings, collection: str, field: str, info: ModelInfo) -> VectorKind:

@@ -21,6 +21,7 @@ from ingestd.engine.runner import Exit
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.ops.control import ControlServer
 from ingestd.ops.http import HealthServer
+from ingestd.ops.log import adopt
 from ingestd.ops.notify import Notifier
 from ingestd.parts import SOCKET
 
@@ -60,9 +61,8 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
         try:
             signals.begin(timeout)
             daemon = stack.enter_context(flow.daemon(settings, once=once, beginning=front.step))
-            control = ControlServer(settings.state_dir / SOCKET, operations.commands(daemon))
-            stack.callback(control.close)
-            control.start()
+            front.serve("control", ControlServer(settings.state_dir / SOCKET, operations.commands(daemon)))
+            adopt()  # pymilvus has brought log handlers of its own
             signals.hand_over(daemon.runner)
         except Stopped:
             log.info("stopped while starting")
@@ -93,18 +93,24 @@ class _Front:
         self._settings = settings
         self._stack = stack
         self._notifier = Notifier.from_environment(os.environ)
+        self._servers: dict[str, HealthServer | ControlServer] = {}
         self._fed = 0.0
 
     def step(self, name: str, health: Health, metrics: Metrics) -> None:
         """Say what the start is at; the first step opens the health server."""
         if name == flow.FIRST_STEP:
             server = HealthServer(self._settings.http.listen, health, metrics.registry)
-            self._stack.callback(server.close)
-            server.start()
+            self.serve("health", server)
             log.info("status page", url=f"http://{server.address}/")
         log.info(name)
         self._notifier.extend(START_STEP + self._settings.embedding.load_timeout_seconds)
         self._notifier.status(name)
+
+    def serve(self, name: str, server: HealthServer | ControlServer) -> None:
+        """Start a server, and watch it from now on."""
+        self._stack.callback(server.close)
+        server.start()
+        self._servers[name] = server
 
     def up(self, daemon: flow.Daemon) -> None:
         """Say that the start is over."""
@@ -112,8 +118,11 @@ class _Front:
         self._notifier.ready("watching")
 
     def tick(self, daemon: flow.Daemon) -> None:
-        """Feed the watchdog, while all threads go round."""
+        """Feed the watchdog, while all threads go round; a server that died ends the process."""
         daemon.refresh()
+        for name, server in self._servers.items():
+            if not server.alive:
+                daemon.faults.fail(name, RuntimeError("the server ended by itself"))
         interval = self._notifier.watchdog_interval()
         now = time.monotonic()
         if interval is not None and now - self._fed >= interval / 2 and all(check.ok for check in daemon.health.live()):
