@@ -99,6 +99,11 @@ class Rounds:
         return len(self._settling)
 
     @property
+    def missing(self) -> bool:
+        """Whether documents are gone whose deletion is not certain yet."""
+        return bool(self._absent)
+
+    @property
     def in_flight(self) -> int:
         """Events that were handed in and are not settled."""
         return len(self._view.flights)
@@ -131,7 +136,9 @@ class Rounds:
                 self._scanned(f"{self._name}/{path}", signature, mark, same, begun)
         except RootGoneError as error:
             if self.root_fault is None:
-                log.warning("the folder is gone, its documents stay as they are", source=self._name, error=str(error))
+                log.warning(
+                    "the folder cannot be listed, its documents stay as they are", source=self._name, error=str(error)
+                )
             self.root_fault = str(error)
             return False
         finally:
@@ -143,7 +150,7 @@ class Rounds:
             for verdict, count in same.items():
                 intake.skip(verdict, count)
         if self.root_fault is not None:
-            log.info("the folder is back", source=self._name)
+            log.info("the folder can be listed again", source=self._name)
         if scan.unreadable.keys() - self.unreadable.keys():
             log.warning("directories cannot be read", source=self._name, directories=sorted(scan.unreadable)[:10])
         self.root_fault, self.unreadable, self.directories = None, scan.unreadable, scan.directories

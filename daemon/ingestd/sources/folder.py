@@ -254,7 +254,7 @@ class FolderSource:
             return
         second_at = self._clock.monotonic() + CONFIRM
         self._work_off(intake)
-        while (left := second_at - self._clock.monotonic()) > 0:
+        while self._rounds.missing and (left := second_at - self._clock.monotonic()) > 0:
             intake.wait(left)
         if self._rounds.scan(intake, hinted=False):
             self._work_off(intake)
