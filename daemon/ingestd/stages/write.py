@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from ingestd.model import Chunked, ChunkId, DocumentKey, Row
     from ingestd.ports import Ledger, Patience, Sink
 
-T = TypeVar("T")
 R = TypeVar("R")
+
+BEFORE_ALL = -(2**63)
+"""A version's number that every other one comes after: 0 is an offset."""
 
 
 @dataclass(slots=True)
@@ -116,7 +118,7 @@ class Write:
     def _outcomes(self, documents: Sequence[_Open]) -> Iterator[Outcome]:
         bad = [document for document in documents if document.error is not None]
         for document in documents:
-            if document.missing:
+            if document.missing and document.error is None:
                 yield self._again(document)
             elif document.error is None:
                 yield self._done(document)
@@ -208,7 +210,7 @@ def _nothing(chunked: Chunked) -> Entry:
     return Entry(
         key=chunked.event.key,
         source=chunked.event.source,
-        version=Version(0, chunked.extracted.version.domain),
+        version=Version(BEFORE_ALL, chunked.extracted.version.domain),
         fingerprint="",
         content="",
         deleted=True,
