@@ -53,7 +53,7 @@ class Channel(Generic[T]):
 
         Args:
             item: The item.
-            beat: Called every second while there is none: a full channel is back-pressure, not a dead thread.
+            beat: Called again and again while there is none: a full channel is back-pressure, not a dead thread.
 
         Raises:
             Stopped: The channel was closed; the item was not added.
@@ -61,7 +61,8 @@ class Channel(Generic[T]):
         weight = self._weigh(item)
         with self._changed:
             while not self._closed and self._is_full(weight):
-                if not self._changed.wait(1.0) and beat is not None:
+                self._changed.wait(1.0)
+                if beat is not None:
                     beat()
             if self._closed:
                 raise Stopped(self._name)

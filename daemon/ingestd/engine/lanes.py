@@ -78,16 +78,37 @@ class Lanes:
                 self._changed.wait(1.0)
             if self._stopped:
                 raise Stopped("intake")
-            self._events += 1
-            self._bytes += event.size
-            on_accept()
-            lane = self._waiting.get(event.key)
-            if lane is not None:
-                lane.append(event)
-                return
-            self._waiting[event.key] = deque()
-            # Inside the lock, so that a lane's events leave in the order in which they came.
-            self._out.put(event)
+            self._enter(event, on_accept)
+
+    def resume(
+        self, event: Event, *, is_current: Callable[[], bool], on_accept: Callable[[], None], patience: float
+    ) -> bool:
+        """Make an event that was parked the active one of its lane, unless something stands in its way.
+
+        It never waits in a lane: what is before it there may settle it, and it would be counted twice.
+
+        Args:
+            event: The event.
+            is_current: Asked when its lane is free, with nothing else of the document under way: whether it is
+                still parked.
+            on_accept: As for ``submit``.
+            patience: Seconds to wait for room.
+
+        Returns:
+            Whether it was accepted; False also while a breaker behind the pipeline is open.
+
+        Raises:
+            Stopped: It was not accepted, and nothing will be any more.
+        """
+        with self._changed:
+            if self._is_open():
+                self._changed.wait_for(lambda: self._stopped or self._has_room(event), patience)
+            if self._stopped:
+                raise Stopped("intake")
+            if event.key in self._waiting or not self._has_room(event) or not is_current():
+                return False
+            self._enter(event, on_accept)
+            return True
 
     def release(self, event: Event) -> None:
         """End the active event of a lane; the next one in the lane becomes active."""
@@ -108,17 +129,15 @@ class Lanes:
         """
         with self._changed:
             self._stopped = True
-            dropped = self._out.clear()
-            for event in dropped:
+            before = self._events
+            for event in self._out.clear():
                 dropped_lane = self._waiting.pop(event.key)
                 dropped_lane.appendleft(event)
                 self._drop(dropped_lane)
-            count = len(dropped)
             for lane in self._waiting.values():
-                count += len(lane)
                 self._drop(lane)
             self._changed.notify_all()
-            return count
+            return before - self._events
 
     def wake(self) -> None:
         """Look again at whether intake is open."""
@@ -129,6 +148,18 @@ class Lanes:
         """Wait until nothing is active or waits; return whether that came about."""
         with self._changed:
             return self._changed.wait_for(lambda: self._events == 0, timeout)
+
+    def _enter(self, event: Event, on_accept: Callable[[], None]) -> None:
+        self._events += 1
+        self._bytes += event.size
+        on_accept()
+        lane = self._waiting.get(event.key)
+        if lane is not None:
+            lane.append(event)
+            return
+        self._waiting[event.key] = deque()
+        # Inside the lock, so that a lane's events leave in the order in which they came.
+        self._out.put(event)
 
     def _drop(self, lane: deque[Event]) -> None:
         for event in lane:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ingestd.errors import Stopped, Superseded
-from ingestd.model import Event, Verdict
+from ingestd.model import Event, Op, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from ingestd.ports import Clock, Source, Store
 
 POLL = 0.5
-"""Seconds between two looks at the retry queue."""
+"""Seconds between two looks at the retry queue, and the most that one look waits for room in the lanes."""
 REVIVE = 100
 """Parked events that are taken at a time."""
 
@@ -110,6 +112,10 @@ class SourceThread:
 class RetryQueue:
     """Brings parked events back when they are due.
 
+    What is read of the queue is old at once: before an event is submitted, its lane is held, and the event must not
+    have been settled since. Nothing blocks here: a pipeline that is full, or behind an open breaker, must not keep
+    back the retries of the others.
+
     Args:
         store: Keeps them.
         sources: By name: each knows how to make an event of its own again.
@@ -142,6 +148,11 @@ class RetryQueue:
         self._stop = stop
         self._fail = fail
         self._active: set[DocumentKey] = set()
+        """Brought back, and not settled yet."""
+        self._looked_at: set[DocumentKey] | None = None
+        """What the last look found; None while it looks."""
+        self._settled: set[DocumentKey] = set()
+        """Settled since the last look began."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retries", daemon=True)
 
@@ -155,8 +166,10 @@ class RetryQueue:
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
         """Take note of outcomes that are durable: those documents may come back."""
+        keys = {outcome.event.key for outcome in outcomes}
         with self._lock:
-            self._active.difference_update(outcome.event.key for outcome in outcomes)
+            self._active -= keys
+            self._settled |= keys if self._looked_at is None else keys & self._looked_at
 
     def waiting(self) -> int:
         """Return the number of parked events that this daemon will bring back."""
@@ -178,16 +191,44 @@ class RetryQueue:
             self._pulse.end("retries")
 
     def _revive(self) -> None:
-        for parked in self._store.due(self._clock.time(), REVIVE):
-            with self._lock:
-                if parked.key in self._active or not self._owns(parked):
-                    continue
-                self._active.add(parked.key)
+        until = time.monotonic() + POLL
+        for parked in self._due():
+            self._pulse.beat("retries")
             event = self._sources[parked.source].revive(parked) or _gone(parked)
             event = replace(event, attempt=parked.attempt, first_failed_at=parked.first_failed_at)
-            self._lanes[parked.key.collection].submit(
-                event, on_accept=self._tally.revive, beat=lambda: self._pulse.beat("retries")
+            self._lanes[parked.key.collection].resume(
+                event,
+                is_current=partial(self._is_current, parked.key),
+                on_accept=partial(self._accepted, parked.key),
+                patience=max(0.0, until - time.monotonic()),
             )
+
+    def _due(self) -> Sequence[Parked]:
+        """Return events that are due and ours. More are read as long as others stand before them."""
+        with self._lock:
+            self._looked_at = None
+            self._settled.clear()
+        limit = REVIVE
+        while True:
+            found = self._store.due(self._clock.time(), limit)
+            with self._lock:
+                ours = [parked for parked in found if parked.key not in self._active and self._owns(parked)][:REVIVE]
+            if len(ours) == REVIVE or len(found) < limit:
+                break
+            limit *= 4
+        with self._lock:
+            self._looked_at = {parked.key for parked in ours}
+            self._settled &= self._looked_at
+        return ours
+
+    def _is_current(self, key: DocumentKey) -> bool:
+        with self._lock:
+            return key not in self._settled
+
+    def _accepted(self, key: DocumentKey) -> None:
+        self._tally.revive()
+        with self._lock:
+            self._active.add(key)
 
 
 class _Gone:
@@ -199,4 +240,5 @@ class _Gone:
 
 
 def _gone(parked: Parked) -> Event:
-    return Event(key=parked.key, op=parked.op, source=parked.source, position=parked.position, payload=_Gone())
+    # An upsert whatever it was: a delete that the source takes back must delete nothing.
+    return Event(key=parked.key, op=Op.UPSERT, source=parked.source, position=parked.position, payload=_Gone())

@@ -1,0 +1,156 @@
+"""Breakers: an outage is held, a batch that only looks like one is suspected."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fakes import QUICK
+
+from ingestd.engine.breaker import Backoff, Breakers
+from ingestd.errors import DocumentError, Stopped, Suspect, TransientError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEADLINE = 20.0
+DOWN = UnavailableError("milvus", "no answer")
+
+
+def failing(times: int, error: Exception = DOWN) -> Callable[[], str]:
+    """Return a call that fails so many times, and then answers."""
+    left = [error] * times
+
+    def call() -> str:
+        if left:
+            raise left.pop()
+        return "answer"
+
+    return call
+
+
+def down() -> None:
+    """Fail."""
+    raise DOWN
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def test_a_call_is_held_through_an_outage() -> None:
+    """While call and probe fail the breaker is open, for the pipeline that found out alone; then it closes."""
+    changes: list[tuple[str, bool]] = []
+    breakers = Breakers(lambda name, is_open: changes.append((name, is_open)), QUICK)
+    passing: list[tuple[bool, bool]] = []
+
+    def beat() -> None:
+        passing.append((breakers.passes("articles"), breakers.passes("notes")))
+
+    assert breakers.hold(failing(10), down, beat=beat, scope="articles") == "answer"
+    assert set(passing) == {(False, True)}
+    assert changes == [("milvus", True), ("milvus", False)]
+    assert breakers.passes("articles")
+
+
+def test_a_batch_that_fails_three_times_beside_a_good_probe_is_suspected() -> None:
+    """The dependency answers: the breaker stays closed, and the caller is told to halve."""
+    changes: list[tuple[str, bool]] = []
+    breakers = Breakers(lambda name, is_open: changes.append((name, is_open)), QUICK)
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        raise DOWN
+
+    with pytest.raises(Suspect, match="no answer"):
+        breakers.hold(call, nothing, beat=nothing)
+    assert (calls, changes) == (3, [])
+
+
+def test_an_outage_between_two_suspicions_clears_the_batch() -> None:
+    """Only failures in a row count: a probe that failed says that it was the dependency."""
+    probes = [False, False, True, False, False, True]
+
+    def probe() -> None:
+        if probes and probes.pop():
+            raise DOWN
+
+    assert Breakers(backoff=QUICK).hold(failing(6), probe, beat=nothing) == "answer"
+
+
+def test_without_a_probe_nothing_is_suspected() -> None:
+    """A call that no document can be blamed for is held as long as it takes."""
+    assert Breakers(backoff=QUICK).hold(failing(20), None, beat=nothing) == "answer"
+
+
+@pytest.mark.parametrize("error", [DocumentError("bad"), TransientError("later"), ValueError("who knows")])
+def test_other_errors_pass_through(error: Exception) -> None:
+    """What is about a document, or about nothing we know, is the caller's."""
+    breakers = Breakers(backoff=QUICK)
+    with pytest.raises(type(error)):
+        breakers.hold(failing(1, error), nothing, beat=nothing)
+    assert breakers.passes("articles")
+
+
+def test_a_dependency_is_back_when_all_say_so_who_said_it_was_not() -> None:
+    """One pipeline's success does not open intake for another that still fails."""
+    breakers = Breakers(backoff=QUICK)
+    breakers.trip(DOWN, "articles")
+    breakers.trip(DOWN, "notes")
+    breakers.reset("milvus", "articles")
+    assert (breakers.passes("articles"), breakers.passes("notes")) == (True, False)
+    breakers.reset("milvus", "notes")
+    assert breakers.passes("notes")
+
+
+def test_what_everything_stands_on_stops_everything() -> None:
+    """An outage without a scope (the state) is behind every pipeline."""
+    breakers = Breakers(backoff=QUICK)
+    breakers.trip(UnavailableError("state", "the disk is full"))
+    assert not breakers.passes("articles")
+    assert [(check.name, check.ok, check.detail) for check in breakers.checks()] == [
+        ("state", False, "the disk is full")
+    ]
+
+
+def test_checks_name_what_is_well_too() -> None:
+    """A registered dependency is in the answer before it ever failed; one that is down says why and what happens."""
+    breakers = Breakers(backoff=QUICK)
+    breakers.register("milvus")
+    assert [(check.name, check.ok) for check in breakers.checks()] == [("milvus", True)]
+    breakers.trip(DOWN, "articles")
+    [check] = breakers.checks()
+    assert (check.ok, check.detail) == (False, "no answer")
+    assert "goes on by itself" in check.cure
+
+
+def test_stop_ends_a_held_call() -> None:
+    """The daemon does not wait for an outage to end before it ends."""
+    breakers = Breakers(backoff=Backoff(first=DEADLINE, most=DEADLINE))
+    beaten = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(breakers.hold, down, None, beat=beaten.set)
+        assert beaten.wait(DEADLINE)
+        breakers.stop()
+        assert isinstance(held.exception(DEADLINE / 2), Stopped)
+
+
+def test_the_other_side_may_ask_for_more_time() -> None:
+    """The wait that a provider asks for is kept, however short our own delay."""
+    began = time.monotonic()
+    Breakers(backoff=QUICK).hold(failing(1, UnavailableError("provider", "429", wait=0.2)), None, beat=nothing)
+    assert time.monotonic() - began >= 0.2
+
+
+def test_delays_double_up_to_their_bound() -> None:
+    """Each is drawn between half of its ceiling and all of it, also after a thousand failures."""
+    backoff = Backoff(first=0.5, most=30.0)
+    for failures, ceiling in ((1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (1000, 30.0)):
+        delays = [backoff.delay(failures) for _ in range(100)]
+        assert ceiling / 2 <= min(delays) <= max(delays) <= ceiling
+        assert len(set(delays)) > 1
