@@ -88,19 +88,26 @@ def parse(kind: Kind, path: str, settings: Mapping[str, Any], *, default: str | 
 
 
 def _module(kind: Kind, path: str, name: str) -> ModuleType:
-    if name.isidentifier() and not name.startswith("_") and find_spec(f"ingestd.{kind}.{name}") is not None:
-        return import_module(f"ingestd.{kind}.{name}")
-    points = entry_points(group=f"ingestd.{kind}", name=name)
-    target = next(iter(points)).value if points else name if "." in name else None
+    target = _target(kind, name)
     if target is None:
         raise ConfigError(f"{path}.type: there is no {name!r}{nearest(name, known(kind))}")
     try:
         module = import_module(target)
-    except ImportError as error:
-        raise ConfigError(f"{path}.type: {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # importing runs a third party's code, or asks for an extra that is not installed
+        raise ConfigError(f"{path}.type: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, "Config"):
         raise ConfigError(f"{path}.type: {target} is no plug-in: it has no Config")
     return module
+
+
+def _target(kind: Kind, name: str) -> str | None:
+    """Return the name of the module behind a plug-in's name."""
+    if name.isidentifier() and not name.startswith("_") and find_spec(f"ingestd.{kind}.{name}") is not None:
+        return f"ingestd.{kind}.{name}"
+    points = entry_points(group=f"ingestd.{kind}", name=name)
+    if points:
+        return next(iter(points)).value
+    return name if "." in name else None
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
