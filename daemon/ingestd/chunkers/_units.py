@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 
 from ingestd.chunkers._sentences import sentences, trimmed
-from ingestd.errors import ConfigError, DocumentError
+from ingestd.errors import DocumentError
 from ingestd.model import Span
 
 if TYPE_CHECKING:
@@ -42,19 +43,19 @@ _JOINERS = frozenset("\u200d") | {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _JAMO = range(0x1160, 0x1200)
 _FLAGS = range(0x1F1E6, 0x1F200)
 
+log = structlog.get_logger(__name__)
 
-def checked(max_tokens: int, tokenizer: Tokenizer) -> int:
-    """Return ``max_tokens``, if the model sees as many.
 
-    Raises:
-        ConfigError: The model would cut the end off such chunks.
+def budget(max_tokens: int, tokenizer: Tokenizer) -> int:
+    """Return the most tokens of a chunk: what is configured, or what the model sees where that is less.
+
+    A model of 256 tokens sees 254 of a text, beside its two special tokens. A chunk of 256 would lose its end without
+    a word; refusing ``max_tokens = 256`` for it would be pedantry.
     """
-    if tokenizer.limit is not None and max_tokens > tokenizer.limit:
-        raise ConfigError(
-            f"max_tokens = {max_tokens} is more than the {tokenizer.limit} tokens of a text that the embedder's model "
-            f"sees: set the chunker's max_tokens to {tokenizer.limit} or less, or choose a model with a longer input"
-        )
-    return max_tokens
+    if tokenizer.limit is None or max_tokens <= tokenizer.limit:
+        return max_tokens
+    log.info("chunks are bounded by what the model sees", max_tokens=max_tokens, limit=tokenizer.limit)
+    return tokenizer.limit
 
 
 @dataclass(frozen=True, slots=True)

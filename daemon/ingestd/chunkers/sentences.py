@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ingestd.chunkers._units import SENTENCE, Units, checked, measure, within_limits
+from ingestd.chunkers._units import SENTENCE, Units, budget, measure, within_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,12 +32,8 @@ class Config(BaseModel):
     )
 
     def build(self, tokenizer: Tokenizer) -> Chunker:
-        """Return the chunker.
-
-        Raises:
-            ConfigError: ``max_tokens`` is more than the embedder's model sees.
-        """
-        return SentencesChunker(tokenizer, max_tokens=checked(self.max_tokens, tokenizer), overlap=self.overlap)
+        """Return the chunker."""
+        return SentencesChunker(tokenizer, max_tokens=budget(self.max_tokens, tokenizer), overlap=self.overlap)
 
 
 class SentencesChunker:

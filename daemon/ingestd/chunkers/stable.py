@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ingestd.chunkers._units import Units, checked, measure, within_limits
+from ingestd.chunkers._units import Units, budget, measure, within_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,13 +65,9 @@ class Config(BaseModel):
         return self
 
     def build(self, tokenizer: Tokenizer) -> Chunker:
-        """Return the chunker.
-
-        Raises:
-            ConfigError: ``max_tokens`` is more than the embedder's model sees.
-        """
-        max_tokens = checked(self.max_tokens, tokenizer)
-        min_tokens = max_tokens // 4 if self.min_tokens is None else self.min_tokens
+        """Return the chunker."""
+        max_tokens = budget(self.max_tokens, tokenizer)
+        min_tokens = max_tokens // 4 if self.min_tokens is None else min(self.min_tokens, max_tokens // 2)
         return StableChunker(tokenizer, max_tokens=max_tokens, min_tokens=min_tokens)
 
 
