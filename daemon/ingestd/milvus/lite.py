@@ -11,9 +11,11 @@ and it is killed (400 of 10,000 rows were left), and does not close its database
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     import grpc
     from milvus_lite.db import MilvusLite
+    from milvus_lite.index.spec import IndexSpec
+    from milvus_lite.storage.segment import Segment
 
     from ingestd.children import Pipe
 
@@ -229,15 +233,51 @@ def _open(data_dir: Path, lock_seconds: float) -> MilvusLite | _Locked:
     import_pymilvus()
     from milvus_lite.db import MilvusLite  # noqa: PLC0415
     from milvus_lite.exceptions import DataDirLockedError  # noqa: PLC0415
+    from milvus_lite.storage.segment import Segment  # noqa: PLC0415
 
+    Segment.build_or_load_index = _rebuilt(Segment.build_or_load_index)
+    Segment.build_or_load_scalar_index = _rebuilt(Segment.build_or_load_scalar_index)
     until = time.monotonic() + lock_seconds
     while True:
         try:
-            return MilvusLite(str(data_dir))
+            database = MilvusLite(str(data_dir))
         except DataDirLockedError:
             if time.monotonic() >= until:
                 return _Locked(_holder(data_dir / "LOCK"))
             time.sleep(0.05)
+        else:
+            _sweep(data_dir)
+            return database
+
+
+def _rebuilt(build_or_load: Callable[..., None]) -> Callable[..., None]:
+    """Return the method of a segment, which then builds an index again whose file cannot be read.
+
+    Lite writes these files in place. A kill in the middle leaves one that is cut short, and from then on the whole
+    collection fails to load. The vectors are in the segment, so nothing is lost with the file.
+    """
+
+    @functools.wraps(build_or_load)
+    def rebuilding(segment: Segment, spec: IndexSpec, index_dir: str, *dtype: object) -> None:
+        try:
+            build_or_load(segment, spec, index_dir, *dtype)
+        except Exception:
+            file = Path(segment.index_file_path(index_dir, spec.index_type, spec.field_name, scalar=bool(dtype)))
+            if not file.exists():
+                raise
+            logging.getLogger(__name__).warning("building the index %s again, its file cannot be read", file.name)
+            file.unlink()
+            build_or_load(segment, spec, index_dir, *dtype)
+
+    return rebuilding
+
+
+def _sweep(data_dir: Path) -> None:
+    """Remove folders of collections whose making was cut short: without a schema they only stand in the way."""
+    for pattern in ("collections/*", "databases/*/collections/*"):
+        for folder in data_dir.glob(pattern):
+            if folder.is_dir() and all(file.name == "schema.json.tmp" for file in folder.iterdir()):
+                shutil.rmtree(folder)
 
 
 def _listen(database: MilvusLite) -> tuple[int, Callable[[], None]]:
