@@ -81,6 +81,7 @@ class Daemon:
     tally: Tally
     pulse: Pulse
     faults: Faults
+    embedders: Mapping[str, Embedder]
     pipelines: Mapping[str, Pipeline]
     sources: Mapping[str, Source]
     refresh: Callable[[], None]
@@ -283,6 +284,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         tally=tally,
         pulse=pulse,
         faults=faults,
+        embedders=ground.embedders,
         pipelines=pipelines,
         sources=sources,
         refresh=lambda: _refresh(ground.metrics, tally, pulse, pipelines),

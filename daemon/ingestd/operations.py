@@ -9,13 +9,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 from ingestd.errors import ConfigError
+from ingestd.model import Role, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ingestd.flow import Daemon
-    from ingestd.model import Check, ChunkId, DeadLetter, Json
-    from ingestd.ports import Sink
+    from ingestd.model import Check, ChunkId, DeadLetter, Json, ModelInfo
+    from ingestd.ports import Embedder, Sink
     from ingestd.store.sqlite import SqliteStore
 
 KEYS = 1_000
@@ -97,8 +98,13 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
             raise ConfigError(f"there is no source {name!r}; there is {', '.join(sorted(daemon.sources))}")
         return {"source": name, "confirmed": daemon.sources[name].confirm()}
 
+    def embed(arguments: Mapping[str, Json]) -> Json:
+        return embedded(daemon.embedders, arguments)
+
     return {
         "status": lambda _arguments: status(daemon),
+        "models": lambda _arguments: {name: _model(embedder.info()) for name, embedder in daemon.embedders.items()},
+        "embed": embed,
         "replay": replay_here,
         "discard": discard,
         "hasten": hasten,
@@ -116,6 +122,29 @@ def status(daemon: Daemon) -> dict[str, Json]:
         "checks": [_plain(check) for check in checks],
         "totals": cast("Json", asdict(daemon.health.totals())),
         **daemon.health.overview(),
+    }
+
+
+def embedded(embedders: Mapping[str, Embedder], arguments: Mapping[str, Json]) -> dict[str, Json]:
+    """Embed queries with models that are loaded already: ``embedder``, ``texts``, ``kind``."""
+    name, texts = str(arguments["embedder"]), arguments["texts"]
+    if name not in embedders or not isinstance(texts, list):
+        raise ConfigError(f"the running daemon has no embedder {name!r}")
+    kind = VectorKind(str(arguments["kind"]))
+    vectors = embedders[name].embed([str(text) for text in texts], Role.QUERY, frozenset({kind}))[kind]
+    if isinstance(vectors, SparseVectors):
+        pointers = cast("list[Json]", vectors.indptr.tolist())
+        return {"indptr": pointers, "indices": vectors.indices.tolist(), "values": vectors.values.tolist()}
+    return {"dense": vectors.tolist()}
+
+
+def _model(info: ModelInfo) -> dict[str, Json]:
+    return {
+        "kinds": [kind.value for kind in sorted(info.kinds)],
+        "dimension": info.dimension,
+        "space": info.space,
+        "dtype": info.dtype,
+        "device": info.device,
     }
 
 

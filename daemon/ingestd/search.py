@@ -10,24 +10,31 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
 
 from ingestd.devices.check import check
-from ingestd.errors import ConfigError
-from ingestd.model import Role, VectorKind
-from ingestd.parts import kind_of, milvus, models, schema_of
+from ingestd.errors import ConfigError, UnavailableError
+from ingestd.model import ModelInfo, Role, SparseVectors, VectorKind
+from ingestd.ops.control import NotRunning, call
+from ingestd.parts import SOCKET, kind_of, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from ingestd.config import Settings
-    from ingestd.model import Hit, ModelInfo, Vectors
+    from ingestd.model import Hit, Json, Vectors
+    from ingestd.ports import Embedder
 
 RANK_CONSTANT = 60
 """Of the fusion; the paper's own."""
 DEPTH = 100
 """The least number of hits of each list that are fused."""
+BUSY = 3.0
+"""Seconds that a running daemon has to embed a query, before the model is loaded here."""
 
 
 class Mode(StrEnum):
@@ -112,6 +119,61 @@ def fuse(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
     return [replace(hits[chunk_id], score=scores[chunk_id]) for chunk_id in best]
 
 
+class DaemonEmbedder:
+    """A model of the running daemon, asked over its control socket: it is loaded already.
+
+    While the model is at work on documents, a query is not made to wait for it: the model is then loaded here.
+
+    Args:
+        socket: The control socket.
+        name: The embedder's name.
+        info: What the daemon says of it.
+        otherwise: The same model, loaded here when it is first asked for something.
+    """
+
+    def __init__(self, socket: Path, name: str, info: ModelInfo, otherwise: QueryEmbedder) -> None:
+        self._socket = socket
+        self._name = name
+        self._info = info
+        self._otherwise = otherwise
+
+    def info(self) -> ModelInfo:
+        """Return what the model is."""
+        return self._info
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: frozenset[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text."""
+        (kind,) = kinds
+        arguments: dict[str, Json] = {"embedder": self._name, "texts": list(texts), "kind": kind.value}
+        try:
+            answer = cast("dict[str, Any]", call(self._socket, "embed", arguments, BUSY))
+        except (NotRunning, UnavailableError):
+            return self._otherwise.embed(texts, role, kinds)
+        if kind is VectorKind.DENSE:
+            return {kind: np.asarray(answer["dense"], np.float32).reshape(len(texts), -1)}
+        block = SparseVectors(
+            np.asarray(answer["indptr"], np.int64),
+            np.asarray(answer["indices"], np.uint32),
+            np.asarray(answer["values"], np.float32),
+        )
+        return {kind: block}
+
+
+def _of_daemon(settings: Settings, embedders: Mapping[str, Embedder]) -> dict[str, QueryEmbedder]:
+    """Return the embedders, those that a running daemon has loaded through it."""
+    socket = settings.state_dir / SOCKET
+    try:
+        known = cast("dict[str, dict[str, Any]]", call(socket, "models", {}, BUSY))
+    except (NotRunning, UnavailableError, ConfigError):
+        known = {}
+    found: dict[str, QueryEmbedder] = dict(embedders)
+    for name, said in known.items():
+        if name in embedders:
+            kinds = frozenset(VectorKind(kind) for kind in said.pop("kinds"))
+            found[name] = DaemonEmbedder(socket, name, ModelInfo(kinds=kinds, **said), embedders[name])
+    return found
+
+
 @contextmanager
 def searcher(settings: Settings, collection: str) -> Iterator[Searcher]:
     """Open a collection for searching, through a running daemon's Milvus or one of our own.
@@ -122,7 +184,8 @@ def searcher(settings: Settings, collection: str) -> Iterator[Searcher]:
     if collection not in settings.collections:
         known = ", ".join(sorted(settings.collections)) or "none"
         raise ConfigError(f"there is no collection {collection!r} in the configuration; there is {known}")
-    with milvus(settings) as connection, models(settings) as embedders:
+    with milvus(settings) as connection, models(settings) as local:
+        embedders = _of_daemon(settings, local)
         names = {vector.embedder for vector in settings.collections[collection].vectors.values()}
         infos = {name: embedders[name].info() for name in names}
         sink = MilvusSink(connection, schema_of(settings, collection, infos))
