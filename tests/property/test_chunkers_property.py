@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Encoder
+from tokenizers import models, pre_tokenizers, processors, trainers
 
 from ingestd.chunkers import sentences, stable, whole
 from ingestd.chunkers._sentences import sentences as split_sentences
 from ingestd.embedders._tokenizer import FileTokenizer, WhitespaceTokenizer
-from tokenizers import Tokenizer as Encoder
-from tokenizers import models, pre_tokenizers, processors, trainers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
