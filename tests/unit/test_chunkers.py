@@ -146,6 +146,16 @@ def test_a_word_piece_that_grows_when_it_stands_alone_is_cut_again(minilm: FileT
     assert "".join("".join(chunks).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize("sign", ["e\u0301", "👩\u200d👩", "🇩🇪", "👍\U0001f3fd"])
+def test_no_character_is_torn(sign: str) -> None:
+    """A letter keeps its marks, and an emoji its parts, also where a text has no white space to cut at."""
+    for config in (stable.Config(max_tokens=16), sentences.Config(max_tokens=16)):
+        chunks = pieces(config.build(WhitespaceTokenizer()), f"{sign}," * 300)
+        assert len(chunks) > 20
+        assert all(chunk[0] in (sign[0], ",") for chunk in chunks)
+        assert sum(chunk.count(sign) for chunk in chunks) == 300
+
+
 class Bloated(WhitespaceTokenizer):
     """Gives every character 20 tokens, as compatibility forms have with some normalizers."""
 
