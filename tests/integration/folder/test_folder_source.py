@@ -138,6 +138,68 @@ def test_one_event_a_document_is_in_flight(rig: Rig) -> None:
         assert rig.engine.ops("s/a") == [Op.UPSERT, Op.UPSERT]
 
 
+def test_a_change_during_flight_is_handed_in_after_it(rig: Rig) -> None:
+    """Also where what was in flight ended well: it was read before the change."""
+    with rig.running(rescan_seconds=60, settle_seconds=0.1):
+        rig.engine.withhold = True
+        rig.write("a", "1")
+        rig.until(lambda: rig.engine.withheld)
+        rig.write("a", "22")
+        rig.write("b")
+        rig.until(lambda: rig.engine.ops("s/b"))
+        rig.engine.settle(rig.engine.withheld.pop(0), Verdict.WRITTEN)
+        rig.engine.release()
+        assert rig.until(lambda: rig.texts().get("a") == "22") < 1
+
+
+# watchdog warns of a watch that it had already, when a directory comes back that was moved out: it is only that.
+comes_back = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
+
+
+@comes_back
+def test_a_file_that_is_away_for_a_moment_is_not_deleted(rig: Rig) -> None:
+    """A hint takes two looks, a second apart."""
+    rig.write("x/a")
+    with rig.running(rescan_seconds=60, settle_seconds=0.1) as source:
+        rig.until(lambda: "x/a" in rig.texts())
+        (rig.root / "x").rename(rig.root.parent / "away")
+        rig.until(lambda: source._rounds.missing)
+        (rig.root.parent / "away").rename(rig.root / "x")
+        rig.until(lambda: not source._rounds.missing)
+        rig.write("b")
+        rig.until(lambda: "b" in rig.texts())
+        assert rig.engine.ops("s/x/a") == [Op.UPSERT]
+
+
+def test_without_a_hint_absence_takes_two_scans(rig: Rig) -> None:
+    """After the first one no look is due that could delete anything."""
+    path = rig.write("a")
+    with rig.running(rescan_seconds=60, settle_seconds=0, watch="poll") as source:
+        rig.until(lambda: "a" in rig.texts() and source.status().in_flight == 0)
+        path.unlink()
+        source.request_rescan()
+        rig.until(lambda: source._rounds.missing)
+        assert source._rounds.next_due() is None
+        (first,) = source._rounds._absent.values()
+        rig.until(lambda: time.monotonic() > first + 1)
+        source.request_rescan()
+        rig.until(lambda: rig.texts() == {})
+
+
+@comes_back
+def test_a_file_that_is_back_while_its_delete_is_parked_is_sent(rig: Rig) -> None:
+    """Though it is as it was: the delete may have got through."""
+    rig.write("x/a")
+    rig.once()
+    with rig.running(rescan_seconds=60, settle_seconds=0.1):
+        rig.engine.verdict = Verdict.RETRYING
+        (rig.root / "x").rename(rig.root.parent / "away")
+        rig.until(lambda: rig.engine.verdicts("s/x/a"))
+        rig.engine.verdict = None
+        (rig.root.parent / "away").rename(rig.root / "x")
+        rig.until(lambda: rig.engine.ops("s/x/a") == [Op.DELETE, Op.UPSERT])
+
+
 def test_a_file_that_vanishes_in_flight_is_deleted(rig: Rig) -> None:
     """The delete follows the event that was in flight, not before, not without."""
     with rig.running(rescan_seconds=60):
