@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -316,6 +317,8 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
 def _letter_text(letter: dict[str, Any]) -> str:
     trace = letter.pop("traceback")
     content = letter.pop("content")
+    for name in ("first_failed_at", "last_failed_at"):
+        letter[name] = datetime.fromtimestamp(letter[name], UTC).isoformat(sep=" ", timespec="seconds")
     lines = [f"{name.replace('_', ' '):>16}: {value}" for name, value in letter.items() if value not in (None, {}, "")]
     lines.append(f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64"))
     return "\n".join(lines) + (f"\n\n{trace}" if trace else "")
