@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # A machine with a GPU that wants another torch brings its own pins: make setup CONSTRAINTS=my-constraints.txt
 CONSTRAINTS ?= constraints.txt
+# A folder with documents.jsonl, queries.jsonl and qrels.tsv of the Cranfield test set, for make bench
+CRANFIELD ?= ../shared/data/cranfield
 # Passed on to pytest: make test ARGS="tests/unit -k lanes"
 ARGS ?=
 
@@ -12,7 +14,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check constraints clean
+.PHONY: help setup run test bench check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +44,10 @@ run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else need
 
 test: $(STAMP) ## Run all the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP) ## Measure how well documents are found (a few minutes); figures go to benchmarks-out/
+	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
 
 check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 	$(BIN)/ruff check
