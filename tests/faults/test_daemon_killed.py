@@ -1,0 +1,117 @@
+"""SIGKILL and the rest: whatever ends the daemon, nothing of it stays, nothing is lost, and the next start works."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fixtures.corpus import copy_articles, fold
+from tests.fixtures.daemon import wait_for
+from tests.fixtures.kills import check_whole, kill_and_change
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fixtures.daemon import Daemon, Workplace
+
+SLOW = 0.01
+"""Seconds a chunk, so that there is a middle to be killed in."""
+
+
+def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, tmp_path: Path) -> None:
+    """SIGKILL at random moments while files change: nothing is left, and the rows are those of an unkilled run."""
+    seed = random.randrange(2**32)
+    sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
+    workplace.configure("embedders.hash.delay_seconds_per_text", SLOW)
+    copy_articles(workplace.inbox, every=8)
+    kills = kill_and_change(workplace, 3, random.Random(seed))
+    sys.stdout.write(f"{kills}\n")
+    workplace.configure("embedders.hash.delay_seconds_per_text", 0)
+    check_whole(workplace, tmp_path / "unkilled")
+
+
+@pytest.fixture
+def loaded(workplace: Workplace) -> Workplace:
+    """A workplace with work for some 20 seconds."""
+    workplace.configure("embedders.hash.delay_seconds_per_text", 0.05)
+    copy_articles(workplace.inbox, every=12)
+    return workplace
+
+
+def _busy(daemon: Daemon) -> None:
+    daemon.until_said("ready")
+    daemon.until(lambda: daemon.totals.get("in_flight", 0) > 50, "it is in the middle of its work")
+
+
+def test_sigterm_to_the_process_group_drains(loaded: Workplace) -> None:
+    """The children survive the group's signal until what was begun is written; then nothing is left."""
+    with loaded.daemon("--json") as daemon:
+        _busy(daemon)
+        daemon.send_group(signal.SIGTERM)
+        assert daemon.wait(35) == 0
+        loaded.until_gone(1)
+        assert not daemon.said("not drained in time: begun documents are begun again after the next start")
+        left = daemon.said("left for the next start")[0]["events"]
+        assert daemon.said("ended")[0]["in_flight"] == left
+    _next_start_finishes(loaded)
+
+
+def test_a_second_ctrl_c_ends_at_once(loaded: Workplace) -> None:
+    """A second SIGINT a second later does not wait for the drain; nothing is left, and the next start finishes."""
+    with loaded.daemon() as daemon:
+        _busy(daemon)
+        daemon.send_group(signal.SIGINT)
+        first = time.monotonic()
+        daemon.until(lambda: time.monotonic() - first > 1.1, "a second has gone by")
+        daemon.send_group(signal.SIGINT)
+        asked = time.monotonic()
+        assert daemon.wait() == 1
+        assert time.monotonic() - asked < 2
+        loaded.until_gone()
+    _next_start_finishes(loaded)
+
+
+def test_two_interrupts_within_a_second_count_as_one(loaded: Workplace) -> None:
+    """A terminal and ``make`` both pass a Ctrl-C on: the daemon still drains and exits 0."""
+    with loaded.daemon() as daemon:
+        _busy(daemon)
+        daemon.send_group(signal.SIGINT)
+        daemon.send(signal.SIGINT)
+        assert daemon.wait(35) == 0
+        assert daemon.said("ended")
+        loaded.until_gone(1)
+
+
+def test_a_drain_that_takes_too_long_is_given_up(loaded: Workplace) -> None:
+    """SIGTERM ends within the drain's deadline, with exit 0, however long what was begun would take."""
+    loaded.configure("embedders.hash.delay_seconds_per_text", 0.5)
+    loaded.configure("shutdown.drain_seconds", 2)
+    with loaded.daemon() as daemon:
+        _busy(daemon)
+        asked = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - asked < 15
+        assert daemon.said("not drained in time: begun documents are begun again after the next start")
+        loaded.until_gone(1)
+    _next_start_finishes(loaded)
+
+
+def _next_start_finishes(workplace: Workplace) -> None:
+    workplace.configure("embedders.hash.delay_seconds_per_text", 0)
+    workplace.once()
+    assert fold(workplace.inbox, workplace.config_file) == workplace.rows()
+
+
+def test_a_stopped_start_ends_at_once(workplace: Workplace) -> None:
+    """SIGTERM in any step of the start exits 0, and leaves nothing."""
+    for step in ("opening the state", "starting Milvus", "comparing the collection articles"):
+        with workplace.daemon() as daemon:
+            daemon.until_said(step)
+            asked = time.monotonic()
+            assert daemon.stop() == 0, daemon.log
+            assert time.monotonic() - asked < 15
+            wait_for(lambda: not workplace.processes(), "nothing is left", 1)
