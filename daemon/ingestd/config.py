@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NestedSecretsSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from ingestd.errors import ConfigError
 from ingestd.milvus.client import Config as MilvusConfig
@@ -22,7 +28,7 @@ from ingestd.milvus.schema import FieldConfig, VectorConfig  # noqa: TC001 - pyd
 from ingestd.plugins import Plugin, faults, nearest, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 PREFIX = "INGESTD_"
 OURS = frozenset({"CONFIG", "SECRETS_DIR"})
@@ -119,6 +125,18 @@ class CollectionSettings(_Section):
     shared_ids: bool = Field(default=False, description="Whether two sources may write the same document.")
 
 
+class _Secrets(NestedSecretsSettingsSource):
+    """The files of a secrets directory that are named like our variables: what else lies there may be of any kind."""
+
+    @staticmethod
+    def load_secrets(path: Path) -> dict[str, str]:
+        """Return each file's text, without the line end that editors put there."""
+        try:
+            return {file.name: file.read_text("utf-8").strip() for file in _secret_files(path)}
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"a file of the secrets directory {path} cannot be read: {error}") from error
+
+
 class _File(BaseSettings):
     """What can be set, before the plug-ins have looked at their tables."""
 
@@ -159,7 +177,7 @@ class _File(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment over secrets over the file. No ``.env``: a file that nobody named decides nothing."""
         del settings_cls, dotenv_settings
-        secrets = NestedSecretsSettingsSource(
+        secrets = _Secrets(
             file_secret_settings,
             secrets_dir=cls.secrets_dir,
             secrets_dir_missing="ok",
@@ -209,15 +227,22 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     names = os.environ if environment is None else environment
     path = path or Path(names.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
     table = _read(path)
-    unknown = list(_unknown_names(names))
+    directory = _secrets_dir(names)
+    unknown = list(_unknown_names(names, "the environment"))
+    if directory is not None:
+        unknown += _unknown_names(
+            [file.name for file in _secret_files(directory)], f"the secrets directory {directory}"
+        )
 
     class File(_File):
-        secrets_dir = _secrets_dir(names)
+        secrets_dir = str(directory) if directory is not None else None
 
     try:
         raw = File(**table)
     except ValidationError as error:
         raise ConfigError(*unknown, *faults(error, "", _File)) from error
+    except SettingsError as error:
+        raise ConfigError(*unknown, f"{error}; a whole table in one variable or secret is written as JSON") from error
     if unknown:
         raise ConfigError(*unknown)
     return _resolve(raw)
@@ -234,24 +259,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is no valid TOML: {error}") from error
 
 
-def _secrets_dir(environment: Mapping[str, str]) -> str | None:
-    named = (environment.get(f"{PREFIX}SECRETS_DIR"), environment.get("CREDENTIALS_DIRECTORY"), "/run/secrets")
-    for candidate in named:
+def _secrets_dir(environment: Mapping[str, str]) -> Path | None:
+    ours = environment.get(f"{PREFIX}SECRETS_DIR")
+    if ours and not Path(ours).is_dir():
+        raise ConfigError(f"{PREFIX}SECRETS_DIR: there is no directory {ours}")
+    for candidate in (ours, environment.get("CREDENTIALS_DIRECTORY"), "/run/secrets"):
         if candidate and Path(candidate).is_dir():
-            return candidate
+            return Path(candidate)
     return None
 
 
-def _unknown_names(environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield a fault for each variable with our prefix that is no key: pydantic-settings lets those pass."""
+def _secret_files(directory: Path) -> list[Path]:
+    try:
+        return sorted(file for file in directory.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
+    except OSError as error:
+        raise ConfigError(f"the secrets directory {directory} cannot be read: {error}") from error
+
+
+def _unknown_names(names: Iterable[str], where: str) -> Iterator[str]:
+    """Yield a fault for each name with our prefix that is no key: pydantic-settings lets those pass."""
     sections = sorted(_File.model_fields)
-    for name in sorted(environment):
-        if not name.upper().startswith(PREFIX):
+    for name in sorted(names):
+        if not name.upper().startswith(PREFIX) or name[len(PREFIX) :].upper() in OURS:
             continue
-        rest = name[len(PREFIX) :]
-        section = rest.split("__", 1)[0]
-        if rest.upper() not in OURS and section.lower() not in sections:
-            yield f"{name}: unknown name in the environment{nearest(section.lower(), sections)}"
+        section, inner, _ = name[len(PREFIX) :].lower().partition("__")
+        if section not in sections:
+            yield f"{name}: unknown name in {where}{nearest(section, sections)}"
+        elif inner and _File.model_fields[section].annotation is Path:
+            yield f"{name}: unknown name in {where}: {section} is no table"
 
 
 def _resolve(raw: _File) -> Settings:
@@ -324,7 +359,8 @@ def shown(settings: Settings) -> dict[str, Any]:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
-            return [plain(inner) for inner in value]
+            items = [plain(inner) for inner in value]
+            return sorted(items, key=str) if isinstance(value, set | frozenset) else items
         return str(value) if isinstance(value, Path) else value
 
     tree: dict[str, Any] = {field.name: plain(getattr(settings, field.name)) for field in fields(settings)}

@@ -19,9 +19,11 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from ingestd.errors import ConfigError
 from ingestd.model import canonical_json
@@ -49,11 +51,22 @@ class Plugin:
 
     def identity(self) -> bytes:
         """Return what its results depend on: its type, its revision, its settings."""
-        return canonical_json([self.type, self.revision, self.config.model_dump(mode="json")])
+        return canonical_json([self.type, self.revision, _ordered(self.config.model_dump())])
 
     def build(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401 - each kind's port says what it is
         """Build the thing itself."""
         return self.config.build(*arguments, **named)  # type: ignore[attr-defined]
+
+
+def _ordered(value: Any) -> Any:  # noqa: ANN401 - whatever a plug-in's settings hold
+    """Return a value as JSON has it, with sets in an order that is the same in every process."""
+    if isinstance(value, Mapping):
+        return {str(key): _ordered(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_ordered, value), key=canonical_json)
+    if isinstance(value, list | tuple):
+        return [_ordered(inner) for inner in value]
+    return to_jsonable_python(value)
 
 
 def known(kind: Kind) -> list[str]:
@@ -132,30 +145,17 @@ def faults(error: ValidationError, path: str, model: type[BaseModel]) -> list[st
     return lines
 
 
-def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that a table knows, following the location down through nested models and dicts of them."""
-    current: type[BaseModel] | None = model
-    skip = False
-    for part in location:
-        if skip:
-            skip = False
-            continue
-        field = current.model_fields.get(str(part)) if current is not None else None
-        if field is None:
-            return []
-        current, skip = _model_in(field.annotation)
-    return sorted(current.model_fields) if current is not None else []
-
-
-def _model_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:  # noqa: ANN401 - an annotation can be anything
-    """Return the model inside an annotation, and whether a key of a dict lies before it."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    origin, arguments = getattr(annotation, "__origin__", None), getattr(annotation, "__args__", ())
-    if isinstance(origin, type) and issubclass(origin, Mapping) and arguments:
-        return _model_in(arguments[-1])[0], True
-    for argument in arguments:
-        found, skip = _model_in(argument)
-        if found is not None:
-            return found, skip
-    return None, False
+def _keys(annotation: Any, location: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401 - can be anything
+    """Return the keys that a table knows, following its location down through models, dicts and lists of them."""
+    for kind in get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,):
+        found: list[str] = []
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if not location:
+                return sorted(kind.model_fields)
+            field = kind.model_fields.get(str(location[0]))
+            found = _keys(field.annotation, location[1:]) if field is not None else []
+        elif location and (arguments := get_args(kind)):
+            found = _keys(arguments[0] if get_origin(kind) is tuple else arguments[-1], location[1:])
+        if found:
+            return found
+    return []
