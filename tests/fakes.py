@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestd.model import Abandoned, Check, ChunkId, DeadLetter, Embedded, Metadata, Parked, Role, Row, Vectors
-    from ingestd.ports import Intake
+    from ingestd.ports import Clock, Intake
 
 T = TypeVar("T")
 
@@ -401,7 +401,7 @@ class ListSource:
         return 0
 
 
-def open_store(folder: Path, clock: ManualClock | None = None) -> SqliteStore:
+def open_store(folder: Path, clock: Clock | None = None) -> SqliteStore:
     """Open the real state in a folder."""
     return SqliteStore.open(folder, clock=clock or ManualClock(), wait=0.0)
 
@@ -433,8 +433,12 @@ class Assembly:
         self.embed = Embed([dense], window=window, patience=patience)
         self.write = Write(sink, store, fingerprint=FINGERPRINT, patience=patience)
 
-    def run(self, *events: Event, settle: bool = True) -> list[Outcome]:
-        """Take events of different documents through all stages, as one batch each, and settle them.
+    def run(self, *events: Event, windows_at_a_time: int = 1000) -> list[Outcome]:
+        """Take events of different documents through all stages, and settle them together.
+
+        Args:
+            events: Of different documents, as lanes see to it.
+            windows_at_a_time: How many the last stage gets at once.
 
         Returns:
             The outcomes, in the order in which they ended.
@@ -443,9 +447,9 @@ class Assembly:
         extracted = _passed(self.extract.process(events), ended)
         chunked = _passed(self.chunk.process(extracted), ended)
         windows: list[Embedded | Abandoned] = _passed(self.embed.process(chunked), ended)
-        ended += self.write.process(windows)
-        if settle:
-            self.settle(ended)
+        for at in range(0, len(windows), windows_at_a_time):
+            ended += self.write.process(windows[at : at + windows_at_a_time])
+        self.settle(ended)
         return ended
 
     def windows(self, *events: Event) -> list[Embedded | Abandoned]:

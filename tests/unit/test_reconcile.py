@@ -1,0 +1,119 @@
+"""Ledger and collection are brought together before anything flows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fakes import COLLECTION, Assembly, MemorySink, delete, open_store, upsert
+
+from ingestd.engine.reconcile import Reconciled, reconcile
+from ingestd.model import DocumentKey, Verdict, Version, chunk_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ingestd.model import Entry
+    from ingestd.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """Return the real state, empty."""
+    opened = open_store(tmp_path / "state")
+    yield opened
+    opened.close(clean=True)
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    """Return an empty collection."""
+    return MemorySink()
+
+
+def entry(store: SqliteStore, document: str) -> Entry:
+    """Return the ledger's entry."""
+    key = DocumentKey(COLLECTION, document)
+    return store.entries([key])[key]
+
+
+def asked(sink: MemorySink) -> list[str]:
+    """Note what the sink is asked from now on."""
+    operations: list[str] = []
+    sink.before = lambda operation, _ids: operations.append(operation)
+    return operations
+
+
+def test_a_new_collection_is_bound(store: SqliteStore, sink: MemorySink) -> None:
+    """From then on the ledger is about this collection."""
+    assert reconcile(store, sink, "id-1", unclean=False) == Reconciled()
+    assert store.binding(COLLECTION) == "id-1"
+
+
+def test_after_a_clean_end_nothing_is_looked_up(store: SqliteStore, sink: MemorySink) -> None:
+    """One count is all that it costs."""
+    reconcile(store, sink, "id-1", unclean=False)
+    Assembly(store, sink).run(upsert("a", "one\ntwo", 1))
+    operations = asked(sink)
+    assert reconcile(store, sink, "id-1", unclean=False) == Reconciled()
+    assert operations == ["count"]
+
+
+@pytest.mark.parametrize("unclean", [True, False])
+def test_rows_that_are_gone_are_found(store: SqliteStore, sink: MemorySink, *, unclean: bool) -> None:
+    """After an unclean end, or when the collection has fewer rows: they become doubtful, and are embedded again."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one\ntwo", 1), upsert("b", "three", 2))
+    one, two = chunk_ids("a", ["one", "two"])
+    del sink.rows[two]
+    assert reconcile(store, sink, "id-1", unclean=unclean) == Reconciled(missing=1)
+    found = entry(store, "a")
+    assert set(found.present) == {one}
+    assert found.doubtful == {two}
+    [outcome] = stages.run(upsert("a", "one\ntwo", 1))
+    assert (outcome.verdict, outcome.embedded, outcome.reused) == (Verdict.WRITTEN, 1, 1)
+    assert sink.texts() == {"a": ("one", "two"), "b": ("three",)}
+
+
+def test_after_an_unclean_end_every_row_is_looked_up(store: SqliteStore, sink: MemorySink) -> None:
+    """Also where the count is right: as many strangers as rows that are gone. More than one request is made."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(*(upsert(f"d{n}", "\n".join(f"{n}: {line}" for line in range(400)), n) for n in range(6)))
+    gone, *_ = chunk_ids("d5", ["5: 0"])
+    sink.rows["f" * 32] = sink.rows.pop(gone)
+    operations = asked(sink)
+    assert reconcile(store, sink, "id-1", unclean=True) == Reconciled(missing=1)
+    assert operations == ["existing", "existing"]
+    assert entry(store, "d5").doubtful == {gone}
+
+
+def test_another_collection_voids_the_ledger(store: SqliteStore, sink: MemorySink) -> None:
+    """Somebody dropped the collection: nothing that the ledger says of the old one is believed."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one", 1), delete("b", 2))
+    sink.rows.clear()
+    assert reconcile(store, sink, "id-2", unclean=False) == Reconciled()
+    assert list(store.collection_entries(COLLECTION)) == []
+    [outcome] = stages.run(upsert("a", "one", 1))
+    assert (outcome.verdict, sink.texts()) == (Verdict.WRITTEN, {"a": ("one",)})
+
+
+def test_a_ledger_that_was_lost_is_rebuilt_from_the_rows(store: SqliteStore, sink: MemorySink, tmp_path: Path) -> None:
+    """Documents, their latest versions and keys come back; nothing is embedded twice, and orphans are found."""
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one\ntwo", 5, source="cms"), upsert("b", "three", 2, source="inbox"))
+    stages.run(upsert("a", "one\ntwo\nfour", 7))
+    with open_store(tmp_path / "new state") as fresh:
+        assert reconcile(fresh, sink, "id-1", unclean=False) == Reconciled(rebuilt=2)
+        rebuilt = Assembly(fresh, sink)
+        assert entry(fresh, "a").version == Version(7, "topic/0")
+        assert entry(fresh, "b").source == "inbox"
+        [old] = rebuilt.run(upsert("a", "older", 6))
+        assert old.verdict is Verdict.SUPERSEDED
+        [outcome] = rebuilt.run(upsert("a", "one\nfour", 8))
+        assert (outcome.verdict, outcome.embedded) == (Verdict.WRITTEN, 0)
+        assert sink.texts() == {"a": ("one", "four"), "b": ("three",)}

@@ -1,0 +1,319 @@
+"""The runner: starts, watches and ends the daemon's threads, with the exit code that its end deserves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.fakes import COLLECTION, FINGERPRINT, QUICK, Assembly, ListSource, MemorySink, open_store, upsert
+
+from ingestd.engine.breaker import Breakers
+from ingestd.engine.channel import Channel
+from ingestd.engine.lanes import Lanes
+from ingestd.engine.pipeline import Pipeline
+from ingestd.engine.pulse import Pulse
+from ingestd.engine.retry import RetryPolicy
+from ingestd.engine.runner import Exit, Faults, Parts, Runner
+from ingestd.engine.settle import Settle
+from ingestd.engine.sources import RetryQueue, SourceThread
+from ingestd.engine.tally import Tally
+from ingestd.errors import DocumentError, TransientError, UnavailableError
+from ingestd.metrics import Metrics
+from ingestd.model import Check, Failure, Fingerprints, Outcome, Stage, Totals, Verdict
+from ingestd.parts import SystemClock
+from ingestd.stages.embed import Embed
+from ingestd.stages.write import Write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from ingestd.model import Content, Document, Event
+    from ingestd.ports import Intake
+    from ingestd.store.sqlite import SqliteStore
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """Return the real state, empty."""
+    opened = open_store(tmp_path / "state", SystemClock())
+    yield opened
+    opened.close(clean=True)
+
+
+class Buggy:
+    """A stage with a bug."""
+
+    def process(self, _batch: Sequence[object]) -> Iterator[Any]:
+        """Raise."""
+        raise RuntimeError("a bug")
+
+
+class Daemon:
+    """All of the engine on its threads, between a list of events and a collection in memory."""
+
+    def __init__(
+        self, store: SqliteStore, *events: Event, once: bool = True, attempts: int = 3, broken: str | None = None
+    ) -> None:
+        self.store, self.sink, self.source = store, MemorySink(), ListSource(events)
+        self.stages = Assembly(store, self.sink)
+        self.clock, self.breakers, self.faults = SystemClock(), Breakers(backoff=QUICK), Faults()
+        self.pulse, self.stop, self.once = Pulse(self.clock), threading.Event(), once
+        self.tally = Tally(Metrics("0"), parked=len(store.parked()))
+        self.lanes: dict[str, Lanes] = {}
+        sources = {"cms": self.source}
+        self.retries = RetryQueue(
+            store,
+            sources=sources,
+            lanes=self.lanes,
+            tally=self.tally,
+            pulse=self.pulse,
+            clock=self.clock,
+            stop=self.stop,
+            fail=self.faults.fail,
+        )
+        self.settle = Settle(
+            store,
+            breakers=self.breakers,
+            policy=RetryPolicy(attempts, 0.001, 0.001),
+            tally=self.tally,
+            fingerprints={COLLECTION: Fingerprints(FINGERPRINT, "configuration")},
+            lanes=self.lanes,
+            sources=sources,
+            pulse=self.pulse,
+            fail=self.faults.fail,
+            on_settled=self.retries.settled,
+        )
+        self.pipeline = self._pipeline(broken)
+
+    def _pipeline(self, broken: str | None) -> Pipeline:
+        events: Channel[Event] = Channel("extract", None)
+        self.lanes[COLLECTION] = Lanes(events, max_events=50, max_bytes=10_000)
+        patience = self.breakers.patience(COLLECTION, lambda: None)
+        works: dict[str, Any] = {
+            "extract": self.stages.extract,
+            "chunk": self.stages.chunk,
+            "embed": Embed(self.stages.embed._fields, window=4, patience=patience),
+            "write": Write(self.sink, self.store, fingerprint=FINGERPRINT, patience=patience),
+        }
+        if broken is not None:
+            works[broken] = Buggy()
+        return Pipeline(
+            COLLECTION,
+            sink=self.sink,
+            lanes=self.lanes[COLLECTION],
+            events=events,
+            readers=2,
+            **works,
+            window=4,
+            linger=0.0,
+            silence=60.0,
+            settle=self.settle.put,
+            pulse=self.pulse,
+            fail=self.faults.fail,
+        )
+
+    def run(
+        self, *, drain: float = DEADLINE, timeout: float | None = DEADLINE, tick: Callable[[], None] = lambda: None
+    ) -> Exit:
+        """Start all, run until the end, and return the exit code."""
+        thread = SourceThread(
+            self.source,
+            self.lanes[COLLECTION],
+            self.tally,
+            self.pulse,
+            self.stop,
+            once=self.once,
+            fail=self.faults.fail,
+        )
+        parts = Parts(
+            pulse=self.pulse,
+            breakers=self.breakers,
+            faults=self.faults,
+            tally=self.tally,
+            settle=self.settle,
+            pipelines={COLLECTION: self.pipeline},
+            sources={"cms": self.source},
+            threads={"cms": thread},
+            retries=self.retries,
+            stop=self.stop,
+        )
+        self.runner = Runner(parts, drain_seconds=drain)
+        self.runner.start()
+        return self.runner.run(once=self.once, timeout=timeout, tick=tick)
+
+
+def many(count: int) -> list[Event]:
+    """Return events of so many documents."""
+    return [upsert(f"d{n}", f"{n} one\n{n} two", n) for n in range(count)]
+
+
+def test_once_works_off_what_is_there(store: SqliteStore) -> None:
+    """All is written, the accounts add up, every thread ends, and the exit code is 0."""
+    daemon = Daemon(store, *many(120), upsert("d0", "changed", 200))
+    assert daemon.run() is Exit.DONE
+    assert daemon.tally.totals() == Totals(accepted=121, written=121, chunks_embedded=241)
+    assert daemon.sink.texts()["d0"] == ("changed",)
+    assert (len(daemon.sink.texts()), daemon.faults.ended_well) == (120, True)
+    assert [name for name in daemon.pulse.ages() if name != "probe"] == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith((COLLECTION, "source", "settle"))]
+
+
+def test_once_with_dead_letters_ends_with_3(store: SqliteStore) -> None:
+    """What failed for good is told by the exit code; everything else is written."""
+    daemon = Daemon(store, *many(20))
+    daemon.stages.extraction.errors["d7"] = DocumentError("no text in it")
+    assert daemon.run() is Exit.DEAD_LETTERS
+    assert daemon.tally.totals() == Totals(accepted=20, written=19, dead_lettered=1, chunks_embedded=38)
+
+
+def test_once_works_off_retries_too(store: SqliteStore) -> None:
+    """An event that fails for a while is written within the same run; one that fails on is a dead letter."""
+    daemon = Daemon(store, *many(3))
+    tries = {"d0": 0, "d1": 0}
+    extract = daemon.stages.extraction.extract
+
+    def flaky(content: Content) -> Document:
+        name = content.name
+        if name == "d1" or tries.get(name) == 0:
+            tries[name] += 1
+            raise TransientError("busy")
+        return extract(content)
+
+    daemon.stages.extraction.extract = flaky  # type: ignore[method-assign]
+    assert daemon.run() is Exit.DEAD_LETTERS
+    assert tries == {"d0": 1, "d1": 3}
+    assert daemon.tally.totals() == Totals(accepted=3, written=2, dead_lettered=1, chunks_embedded=4)
+
+
+def test_once_that_is_not_done_in_time_fails(store: SqliteStore) -> None:
+    """An event that is still parked at the timeout is not done: exit 1, and it stays parked."""
+    daemon = Daemon(store, *many(1), attempts=8)
+    daemon.stages.extraction.errors["d0"] = TransientError("busy", wait=3600.0)
+    assert daemon.run(timeout=1.0) is Exit.FAILURE
+    assert daemon.tally.totals() == Totals(accepted=1, retrying=1)
+    assert len(store.parked()) == 1
+
+
+def test_once_with_something_held_fails(store: SqliteStore) -> None:
+    """A source that holds deletes, or cannot read its folder, has not done its work."""
+    daemon = Daemon(store, *many(1))
+    daemon.source.held = [Check("cms:deletes", ok=False, detail="60 documents are gone at once")]
+    assert daemon.run() is Exit.FAILURE
+
+
+def ask_once(daemon: Daemon, condition: Callable[[], bool]) -> Callable[[], None]:
+    """Return a tick that asks the daemon to stop when something has come about."""
+
+    def tick() -> None:
+        if condition():
+            daemon.runner.ask_to_stop()
+
+    return tick
+
+
+def test_a_stop_drains_what_is_begun(store: SqliteStore) -> None:
+    """Asked to stop, the daemon ends begun documents, drops the rest unmoved, and exits 0."""
+    daemon = Daemon(store, *many(40), once=False)
+    began, go = threading.Event(), threading.Event()
+
+    def hold(operation: str, _ids: Sequence[str]) -> None:
+        if operation == "upsert":
+            began.set()
+            assert go.wait(DEADLINE)
+
+    daemon.sink.before = hold
+
+    def let_go() -> None:
+        assert daemon.stop.wait(DEADLINE)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+    assert daemon.run(tick=ask_once(daemon, began.is_set)) is Exit.DONE
+    waiting.join(DEADLINE)
+    totals = daemon.tally.totals()
+    assert totals.written == len(daemon.source.outcomes) == len(daemon.sink.texts()) > 0
+    assert totals.accepted == totals.written + totals.in_flight
+    entries = list(store.collection_entries(COLLECTION))
+    assert {entry.key.document_id for entry in entries if not entry.doubtful} == daemon.sink.texts().keys()
+    assert daemon.faults.ended_well
+
+
+def test_a_drain_that_takes_too_long_is_cut_short(store: SqliteStore) -> None:
+    """A write that hangs does not keep the daemon from ending in time; its position has not moved."""
+    daemon = Daemon(store, *many(1), once=False)
+    began, go = threading.Event(), threading.Event()
+
+    def hang(operation: str, _ids: Sequence[str]) -> None:
+        if operation == "upsert":
+            began.set()
+            go.wait(DEADLINE)
+
+    daemon.sink.before = hang
+    try:
+        since = time.monotonic()
+        assert daemon.run(drain=0.2, tick=ask_once(daemon, began.is_set)) is Exit.DONE
+        assert time.monotonic() - since < DEADLINE / 2
+        assert (daemon.source.outcomes, daemon.tally.totals().in_flight) == ([], 1)
+        [entry] = store.collection_entries(COLLECTION)
+        assert (len(entry.doubtful), dict(entry.present)) == (2, {})
+    finally:
+        go.set()
+        for thread in daemon.pipeline._steps[-1][1]:
+            assert thread.join(DEADLINE)
+
+
+def test_a_stop_does_not_wait_for_an_outage(store: SqliteStore) -> None:
+    """While Milvus is away the drain ends at its deadline, and what is held has moved nothing."""
+    daemon = Daemon(store, *many(1), once=False)
+    daemon.sink.outage = 1_000_000_000
+    down = lambda: not daemon.breakers.passes(COLLECTION)  # noqa: E731 - a name for a condition
+    assert daemon.run(drain=0.2, tick=ask_once(daemon, down)) is Exit.DONE
+    assert (daemon.source.outcomes, daemon.sink.rows) == ([], {})
+
+
+@pytest.mark.parametrize("stage", ["extract", "chunk", "embed", "write"])
+def test_a_dead_stage_ends_the_process(store: SqliteStore, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that is not about a document: exit 1, no clean end, and the daemon does not limp on."""
+    daemon = Daemon(store, *many(5), once=False, broken=stage)
+    assert daemon.run(timeout=None) is Exit.FAILURE
+    assert (daemon.faults.ended_well, daemon.source.outcomes) == (False, [])
+    assert "a bug" in "".join(capsys.readouterr())
+
+
+def test_a_source_that_ends_by_itself_ends_the_process(store: SqliteStore) -> None:
+    """A dead consumer is not silently healthy; neither is one that raises."""
+
+    def crash(_intake: Intake) -> None:
+        raise UnavailableError("kafka", "nobody caught it")
+
+    daemon = Daemon(store, once=False)
+    daemon.source.end = crash
+    assert daemon.run(timeout=None) is Exit.FAILURE
+
+
+def test_checks_speak_of_threads_dependencies_and_sources(store: SqliteStore) -> None:
+    """What /readyz says is put together of all three."""
+    daemon = Daemon(store, *many(1))
+    daemon.breakers.register("milvus")
+    daemon.source.held = [Check("cms:root", ok=True)]
+    assert daemon.run() is Exit.DONE
+    assert {check.name for check in daemon.runner.checks()} == {"threads", "milvus", "cms:root"}
+
+
+def test_a_parked_event_of_an_earlier_run_is_worked_off(store: SqliteStore) -> None:
+    """It counts as accepted, and as retrying until then."""
+    event = upsert("a", "one", 1)
+    failure = Failure(Stage.EXTRACT, "TransientError", "busy")
+    outcome = Outcome(event, Verdict.RETRYING, failure=failure, wait=0.0)
+    store.settle([outcome], {COLLECTION: Fingerprints(FINGERPRINT, "configuration")})
+    daemon = Daemon(store)
+    daemon.source.revive = lambda _parked: event  # type: ignore[assignment, method-assign]
+    assert daemon.tally.totals() == Totals(accepted=1, retrying=1)
+    assert daemon.run() is Exit.DONE
+    assert daemon.tally.totals() == Totals(accepted=1, written=1, chunks_embedded=1)
