@@ -287,7 +287,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         embedders=ground.embedders,
         pipelines=pipelines,
         sources=sources,
-        refresh=lambda: _refresh(ground.metrics, tally, pulse, pipelines),
+        refresh=lambda: _refresh(ground, tally, sources, pipelines),
     )
 
 
@@ -425,15 +425,17 @@ def _plain(value: object) -> dict[str, Json]:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
 
 
-def _refresh(metrics: Metrics, tally: Tally, pulse: Pulse, pipelines: Mapping[str, Pipeline]) -> None:
+def _refresh(ground: _Ground, tally: Tally, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline]) -> None:
     """Bring the gauges up to date that nobody sets when something happens."""
-    totals = tally.totals()
+    metrics, totals = ground.metrics, tally.totals()
+    for source in sources.values():
+        source.export(metrics.sources)
     metrics.events.in_flight.set(totals.in_flight)
     metrics.events.retries_parked.set(totals.retrying)
     metrics.events.in_flight_bytes.set(sum(pipeline.lanes.bytes for pipeline in pipelines.values()))
     for name, pipeline in pipelines.items():
         for stage, depth in pipeline.depths().items():
             metrics.stages.queue_depth.labels(collection=name, stage=stage).set(depth)
-    for thread, age in pulse.ages().items():
+    for thread, age in ground.pulse.ages().items():
         collection, _, stage = thread.rpartition("/")
         metrics.stages.heartbeat_age_seconds.labels(collection=collection, stage=stage).set(age)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ingestd.metrics import SourceMetrics
     from ingestd.model import (
         Check,
         ChunkId,
@@ -109,6 +110,10 @@ class Source(Protocol):
 
     def checks(self) -> Sequence[Check]:
         """Say how the source is: one line for each thing that can be wrong. Called from any thread."""
+        ...
+
+    def export(self, metrics: SourceMetrics) -> None:
+        """Bring the source's metrics up to date. Called from one thread, now and then."""
         ...
 
     def probe(self) -> Sequence[Check]:

@@ -33,6 +33,7 @@ from ingestd.sources._view import Notice
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ingestd.metrics import SourceMetrics
     from ingestd.model import DeadLetter, Outcome
     from ingestd.ports import Intake, SourceScope
 
@@ -148,6 +149,7 @@ class FolderSource:
         self._scan_at = self._scan_not_before = 0.0
         self._hinted = False
         self._rescan_asked = False
+        self._exported = self.status()
 
     def run(self, intake: Intake, *, once: bool) -> None:
         """Hand in events until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
@@ -210,6 +212,19 @@ class FolderSource:
             self._about_directories(scan.unreadable),
             self._lookout.probe(scan.directories),
         )
+
+    def export(self, metrics: SourceMetrics) -> None:
+        """Bring the source's metrics up to date."""
+        now, last, labels = self.status(), self._exported, {"source": self.name}
+        metrics.files.labels(**labels).set(now.files)
+        metrics.held_deletes.labels(**labels).set(now.held)
+        if now.last_scan_at is not None:
+            metrics.scan_age_seconds.labels(**labels).set(max(0.0, self._clock.time() - now.last_scan_at))
+        metrics.watcher_overflows.labels(**labels).inc(now.overflows - last.overflows)
+        metrics.watcher_restarts.labels(**labels).inc(now.watcher_restarts - last.watcher_restarts)
+        if now.scans > last.scans:
+            metrics.scan_seconds.labels(**labels).observe(now.last_scan_seconds)
+        self._exported = now
 
     def status(self) -> FolderStatus:
         """Return numbers for metrics. Safe to call from any thread."""
