@@ -37,6 +37,7 @@ from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Verdict
 from ingestd.parts import (
+    MeasuredEmbedder,
     SystemClock,
     build_embedders,
     device_pool,
@@ -179,7 +180,10 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         connection = stack.enter_context(own_milvus(settings, observe))
         step("loading the models")
         pool = stack.enter_context(device_pool(settings))
-        embedders = build_embedders(settings, pool)
+        embedders: dict[str, Embedder] = {
+            name: MeasuredEmbedder(embedder, metrics.embedding)
+            for name, embedder in build_embedders(settings, pool).items()
+        }
         infos = {name: embedder.info() for name, embedder in embedders.items()}
         breakers = _breakers(metrics)
         ground = _Ground(
@@ -430,6 +434,8 @@ def _refresh(ground: _Ground, tally: Tally, sources: Mapping[str, Source], pipel
     metrics, totals = ground.metrics, tally.totals()
     for source in sources.values():
         source.export(metrics.sources)
+    metrics.events.dead_letters_kept.set(sum(count.dead_letters for count in ground.store.counts().values()))
+    metrics.state.file_bytes.set(ground.store.file_bytes())
     metrics.events.in_flight.set(totals.in_flight)
     metrics.events.retries_parked.set(totals.retrying)
     metrics.events.in_flight_bytes.set(sum(pipeline.lanes.bytes for pipeline in pipelines.values()))

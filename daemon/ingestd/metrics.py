@@ -67,21 +67,6 @@ class EventMetrics:
         self.in_flight_bytes = Gauge(
             "ingestd_events_in_flight_bytes", "Bytes of the documents that are in flight.", registry=registry
         )
-        # From accept to settled: what a person waits for, between saving a file and finding it.
-        self.latency_seconds = Histogram(
-            "ingestd_event_latency_seconds",
-            "Time from the acceptance of an event to its settlement.",
-            ["collection"],
-            buckets=(*SECONDS, 300.0, 1800.0),
-            registry=registry,
-        )
-        # The later arrival won, because versions of two domains do not compare.
-        self.domain_changes = Counter(
-            "ingestd_version_domain_changes_total",
-            "Documents whose version came from another domain than the one before, so that the later arrival won.",
-            ["source"],
-            registry=registry,
-        )
 
 
 class StageMetrics:
@@ -93,14 +78,6 @@ class StageMetrics:
             "ingestd_stage_queue_depth",
             "Envelopes that wait in front of a stage.",
             ["collection", "stage"],
-            registry=registry,
-        )
-        # How long a stage takes for a batch.
-        self.seconds = Histogram(
-            "ingestd_stage_batch_seconds",
-            "Time that a stage took for one batch.",
-            ["stage"],
-            buckets=SECONDS,
             registry=registry,
         )
         # Read when it is asked for (set_function), so that a stage that hangs is seen to grow old.
@@ -165,20 +142,6 @@ class EmbeddingMetrics:
         self.texts = Counter(
             "ingestd_embedded_texts_total", "Texts that a model embedded.", ["embedder"], registry=registry
         )
-        # Where the embedder's own tokenizer is known; without padding.
-        self.tokens = Counter(
-            "ingestd_embedded_tokens_total",
-            "Tokens that a model embedded, where they were counted.",
-            ["embedder"],
-            registry=registry,
-        )
-        # A worker that keeps dying under some input.
-        self.worker_restarts = Counter(
-            "ingestd_device_worker_restarts_total",
-            "Times that the worker process of a device had to be started again.",
-            ["device"],
-            registry=registry,
-        )
 
 
 class MilvusMetrics:
@@ -192,21 +155,6 @@ class MilvusMetrics:
             ["operation"],
             buckets=SECONDS,
             registry=registry,
-        )
-        # Requests that failed, by the verdict on them: the name of an error's class.
-        self.request_errors = Counter(
-            "ingestd_milvus_request_errors_total",
-            "Requests to Milvus that failed, by the class of the error.",
-            ["operation", "error"],
-            registry=registry,
-        )
-        # Acknowledged, new or again.
-        self.rows_written = Counter(
-            "ingestd_milvus_rows_written_total", "Rows that Milvus acknowledged.", ["collection"], registry=registry
-        )
-        # Asked for by key; a key that was not there counts too, Milvus does not tell.
-        self.rows_deleted = Counter(
-            "ingestd_milvus_rows_deleted_total", "Rows that were deleted by key.", ["collection"], registry=registry
         )
 
 
@@ -265,13 +213,6 @@ class StateMetrics:
             "ingestd_ledger_rebuilds_total",
             "Times that a collection's ledger was rebuilt, by why: unbound, corrupt.",
             ["collection", "reason"],
-            registry=registry,
-        )
-        # One transaction of settle, with its flush to disk.
-        self.commit_seconds = Histogram(
-            "ingestd_state_commit_seconds",
-            "Time that one durable commit of the state file took.",
-            buckets=SECONDS,
             registry=registry,
         )
         # The state file with its write-ahead log.

@@ -21,10 +21,12 @@ from ingestd.model import Fingerprints, VectorKind, canonical_json
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from ingestd.config import Settings
-    from ingestd.model import ModelInfo
+    from ingestd.metrics import EmbeddingMetrics
+    from ingestd.model import ModelInfo, Role, Vectors
     from ingestd.ports import Clock, Embedder, Extraction, Tokenizer
 
 ADDRESS_FILE = "milvus.json"
@@ -104,6 +106,32 @@ def device_pool(settings: Settings) -> Iterator[Pool]:
         yield pool
     finally:
         pool.close()
+
+
+class MeasuredEmbedder:
+    """An embedder whose calls are counted (``ports.Embedder``)."""
+
+    def __init__(self, embedder: Embedder, metrics: EmbeddingMetrics) -> None:
+        self.name = embedder.name
+        self._embedder = embedder
+        self._metrics = metrics
+
+    def info(self) -> ModelInfo:
+        """Return what the model is."""
+        return self._embedder.info()
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text for each kind."""
+        began = time.monotonic()
+        vectors = self._embedder.embed(texts, role, kinds)
+        self._metrics.batch_seconds.labels(embedder=self.name).observe(time.monotonic() - began)
+        self._metrics.batch_texts.labels(embedder=self.name).observe(len(texts))
+        self._metrics.texts.labels(embedder=self.name).inc(len(texts))
+        return vectors
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._embedder.close()
 
 
 def build_embedders(settings: Settings, pool: Pool) -> dict[str, Embedder]:

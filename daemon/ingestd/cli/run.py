@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 ONE_SIGNAL = 1.0
 """Seconds within which equal signals count as one: a terminal and ``make`` both pass on a Ctrl-C."""
+REFRESH = 2.0
+"""Seconds between two looks at what the gauges show."""
 START_STEP = 120.0
 """Seconds that systemd is asked for at each step of the start, beyond the model's own time to load."""
 
@@ -94,7 +96,7 @@ class _Front:
         self._stack = stack
         self._notifier = Notifier.from_environment(os.environ)
         self._servers: dict[str, HealthServer | ControlServer] = {}
-        self._fed = 0.0
+        self._fed = self._refreshed = 0.0
 
     def step(self, name: str, health: Health, metrics: Metrics) -> None:
         """Say what the start is at; the first step opens the health server."""
@@ -119,12 +121,14 @@ class _Front:
 
     def tick(self, daemon: flow.Daemon) -> None:
         """Feed the watchdog, while all threads go round; a server that died ends the process."""
-        daemon.refresh()
+        now = time.monotonic()
+        if now - self._refreshed >= REFRESH:
+            daemon.refresh()
+            self._refreshed = now
         for name, server in self._servers.items():
             if not server.alive:
                 daemon.faults.fail(name, RuntimeError("the server ended by itself"))
         interval = self._notifier.watchdog_interval()
-        now = time.monotonic()
         if interval is not None and now - self._fed >= interval / 2 and all(check.ok for check in daemon.health.live()):
             self._notifier.watchdog()
             self._fed = now

@@ -399,6 +399,11 @@ class SqliteStore:
         with self._readers.lease() as connection:
             return _counts(connection)
 
+    def file_bytes(self) -> int:
+        """Return the size of the state on disk, with its write-ahead log."""
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def _write(self, apply: Callable[[sqlite3.Connection], T], *, weight: int = 1) -> T:
         return self._submit(apply, weight=weight).result()
 
