@@ -217,7 +217,7 @@ def source_of(root: str, store: Store, clock: Clock) -> FolderSource:
     return config.build("s", Scope(store, clock))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(operations, max_size=30), st.randoms(use_true_random=False))
 def test_a_tree_that_changes_all_the_time_is_folded_to_what_it_is_in_the_end(
     changes: list[tuple[str, bytes, bytes]], random: Random
@@ -239,7 +239,7 @@ def test_a_tree_that_changes_all_the_time_is_folded_to_what_it_is_in_the_end(
         assert store.rows == fold(Path(root))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(operations, max_size=8), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_runs_one_after_another_fold_to_what_the_tree_is_after_the_last(
     batches: list[list[tuple[str, bytes, bytes]]], random: Random

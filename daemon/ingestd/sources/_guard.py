@@ -31,7 +31,7 @@ class DeleteGuard:
         """Return whether documents that are gone may be deleted now.
 
         Args:
-            gone: Documents that are confirmed to be absent.
+            gone: Documents that are absent, whether or not each is certain to be.
             known: Documents that are not deleted yet, those that are gone included.
             now: Seconds of a clock that only runs forward.
         """

@@ -232,6 +232,8 @@ class Rounds:
             wait = self._view.note(notice)
             if wait is not None:
                 self._agenda.put(notice.document, now + wait)
+            if notice.document not in self._view.files:
+                self._back(notice.document)  # deleted by an event that was parked: nothing is missing any more
         while self.asked:
             document = self.asked.popleft()
             self._view.force(document)
@@ -325,9 +327,8 @@ class Rounds:
 
     def _back(self, document: str) -> None:
         """Take note that a document's file is there."""
-        self._absent.pop(document, None)
-        if document in self._gone:
-            self._gone.remove(document)
+        if self._absent.pop(document, None) is not None:
+            self._gone.discard(document)
             self._to_judge = True
 
     def _judge(self) -> None:
@@ -337,7 +338,8 @@ class Rounds:
         self._to_judge = False
         held_before = self._guard.holding
         now = self._clock.monotonic()
-        if self._guard.allows(len(self._gone), self._view.known() - len(self._leaving), now):
+        # What is missing and not certain yet counts too: of many that vanish together some are certain first.
+        if self._guard.allows(len(self._absent), self._view.known() - len(self._leaving), now):
             self._guard.let_go(len(self._gone), now)
             self._release(self._gone)
         elif self._confirmed_before:

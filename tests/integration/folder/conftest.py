@@ -168,7 +168,7 @@ class Rig:
 
     def source(self, **settings: Any) -> FolderSource:
         """Return a new source and a new engine over what the store holds."""
-        quick = {"settle_seconds": 0.3, "path": self.root, "collection": "c"}
+        quick = {"settle_seconds": 0.15, "path": self.root, "collection": "c"}
         source = Config.model_validate(quick | settings).build("s", self.scope)
         self.engine = Engine(self.store, self.scope)
         self.engine.source = source
