@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.fixtures.daemon import Daemon, Workplace
+    from tests.fixtures.lite_server import LiteServer
 
 SLOW = 0.01
 """Seconds a chunk, so that there is a middle to be killed in."""
@@ -27,9 +28,9 @@ def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, t
     seed = random.randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
     workplace.configure("embedders.hash.delay_seconds_per_text", SLOW)
-    copy_articles(workplace.inbox, every=8)
-    kills = kill_and_change(workplace, 3, random.Random(seed))
-    sys.stdout.write(f"{kills}\n")
+    copy_articles(workplace.inbox, every=12)
+    for kill in kill_and_change(workplace, 3, random.Random(seed)):
+        sys.stdout.write(f"{kill}\n")
     workplace.configure("embedders.hash.delay_seconds_per_text", 0)
     check_whole(workplace, tmp_path / "unkilled")
 
@@ -45,6 +46,11 @@ def loaded(workplace: Workplace) -> Workplace:
 def _busy(daemon: Daemon) -> None:
     daemon.until_said("ready")
     daemon.until(lambda: daemon.totals.get("in_flight", 0) > 50, "it is in the middle of its work")
+
+
+def _begun(daemon: Daemon) -> int:
+    collections = daemon.status().get("collections", [])
+    return sum(collection["in_flight"] - collection["waits_for_extract"] for collection in collections)
 
 
 def test_sigterm_to_the_process_group_drains(loaded: Workplace) -> None:
@@ -63,7 +69,7 @@ def test_sigterm_to_the_process_group_drains(loaded: Workplace) -> None:
 def test_a_second_ctrl_c_ends_at_once(loaded: Workplace) -> None:
     """A second SIGINT a second later does not wait for the drain; nothing is left, and the next start finishes."""
     with loaded.daemon() as daemon:
-        _busy(daemon)
+        daemon.until(lambda: _begun(daemon) > 50, "more is begun than a second can finish")
         daemon.send_group(signal.SIGINT)
         first = time.monotonic()
         daemon.until(lambda: time.monotonic() - first > 1.1, "a second has gone by")
@@ -78,12 +84,26 @@ def test_a_second_ctrl_c_ends_at_once(loaded: Workplace) -> None:
 def test_two_interrupts_within_a_second_count_as_one(loaded: Workplace) -> None:
     """A terminal and ``make`` both pass a Ctrl-C on: the daemon still drains and exits 0."""
     with loaded.daemon() as daemon:
-        _busy(daemon)
+        daemon.until(lambda: _begun(daemon) > 50, "more is begun than a moment can finish")
         daemon.send_group(signal.SIGINT)
+        first = time.monotonic()
+        # Signals of one kind that wait for the process are one: the second is sent once the first was taken.
+        daemon.until_said("left for the next start")
         daemon.send(signal.SIGINT)
+        assert time.monotonic() - first < 1, "this machine is too slow for the test"
         assert daemon.wait(35) == 0
         assert daemon.said("ended")
         loaded.until_gone(1)
+
+
+def test_a_signal_at_the_very_end_changes_nothing(workplace: Workplace) -> None:
+    """All is done and said, and the interpreter is taking itself apart: a further Ctrl-C does not make it a failure."""
+    with workplace.daemon() as daemon:
+        daemon.until_ready()
+        daemon.send(signal.SIGINT)
+        daemon.until_said("ended")
+        daemon.send(signal.SIGINT)
+        assert daemon.wait() == 0
 
 
 def test_a_drain_that_takes_too_long_is_given_up(loaded: Workplace) -> None:
@@ -91,7 +111,7 @@ def test_a_drain_that_takes_too_long_is_given_up(loaded: Workplace) -> None:
     loaded.configure("embedders.hash.delay_seconds_per_text", 0.5)
     loaded.configure("shutdown.drain_seconds", 2)
     with loaded.daemon() as daemon:
-        _busy(daemon)
+        daemon.until(lambda: _begun(daemon) > 50, "more is begun than two seconds can finish")
         asked = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - asked < 15
@@ -115,3 +135,31 @@ def test_a_stopped_start_ends_at_once(workplace: Workplace) -> None:
             assert daemon.stop() == 0, daemon.log
             assert time.monotonic() - asked < 15
             wait_for(lambda: not workplace.processes(), "nothing is left", 1)
+
+
+@pytest.mark.parametrize("request_", ["Upsert", "Delete"])
+def test_a_kill_between_a_write_and_its_answer_leaves_no_orphan(
+    workplace: Workplace, lite_server: LiteServer, request_: str
+) -> None:
+    """Rows that Milvus has and the daemon never knew of are found by the next one, whatever the files say by then."""
+    workplace.configure("milvus.uri", lite_server.uri)
+    files = [workplace.write(f"{number:02}.txt", f"The first text, number {number}.") for number in range(20)]
+    lite_server.start()
+    assert workplace.once()["written"] == 20
+    lite_server.hold(request_)
+    with workplace.daemon() as daemon:
+        daemon.until_said("ready")
+        for number, path in enumerate(files):
+            path.write_text(f"The second text, number {number}.")
+        workplace.write("new.txt", "A text that the next daemon does not find.")
+        lite_server.until_held(request_)
+        daemon.kill()
+        lite_server.release(request_)
+    assert any("second" in row.text for row in workplace.rows(lite_server.uri))
+    (workplace.inbox / "new.txt").unlink()
+    for number, path in enumerate(files[:10]):
+        path.write_text(f"The third text, number {number}.")
+    for path in files[10:14]:
+        path.unlink()
+    workplace.once()
+    assert fold(workplace.inbox, workplace.config_file) == workplace.rows(lite_server.uri)

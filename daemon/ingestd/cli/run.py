@@ -59,6 +59,7 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
     settings = load(config_file)
     began = time.monotonic()
     with ExitStack() as stack:
+        stack.callback(signals.end)  # the last thing that happens
         front = _Front(settings, stack)
         try:
             signals.begin(timeout)
@@ -160,6 +161,11 @@ class _Signals:
         self._runner = runner
         if self._first is not None:
             runner.ask_to_stop()
+
+    def end(self) -> None:
+        """Have further signals ignored: while the interpreter ends it puts the defaults back, and those kill."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     def _asked(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
