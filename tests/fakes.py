@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
+    from ingestd.metrics import SourceMetrics
     from ingestd.model import Abandoned, Check, ChunkId, DeadLetter, Embedded, Metadata, Parked, Role, Row, Vectors
     from ingestd.ports import Clock, Intake
 
@@ -391,6 +392,9 @@ class ListSource:
     def checks(self) -> Sequence[Check]:
         """Return what the test put there."""
         return self.held
+
+    def export(self, metrics: SourceMetrics) -> None:
+        """It has no metrics."""
 
     def probe(self) -> Sequence[Check]:
         """Return nothing."""
