@@ -306,7 +306,8 @@ class Sink(Protocol):
     """One collection. Every call is idempotent, has a timeout, and raises by the errors' verdicts:
 
     DocumentError when the server refuses one of the rows (the caller halves to find it), UnavailableError, or
-    ConfigError when the set-up is refused. Safe to call from several threads.
+    ConfigError when the set-up is refused. Calls that carry only keys are no document's fault: they raise the latter
+    two alone. Safe to call from several threads.
     """  # noqa: D415 - the colon introduces the second paragraph
 
     collection: str
@@ -337,6 +338,13 @@ class Sink(Protocol):
 
     def count(self) -> int:
         """Return the number of rows, read with Strong consistency."""
+        ...
+
+    def identity(self) -> str | None:
+        """Return the random id of the collection as it is now; None if it is not there.
+
+        The server is asked each time: a collection that was dropped and made again has another one.
+        """
         ...
 
     def probe(self) -> None:
@@ -431,7 +439,13 @@ class Store(Ledger, SeenStore, Protocol):
         ...
 
     def requeue(self, ids: Sequence[int]) -> Mapping[str, int]:
-        """Move dead letters to the retry queue, due now; return how many there were, by source."""
+        """Move dead letters to the retry queue, due now, with all their tries before them.
+
+        An event waits once: a letter takes the place of what waits for the same document, source and position.
+
+        Returns:
+            How many events wait beyond those that did, by source; a source for which that is none may be left out.
+        """
         ...
 
     def forget(self, source: str, collection: str) -> None:

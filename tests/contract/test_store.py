@@ -443,12 +443,40 @@ def test_letters_that_are_replayed_wait_in_the_retry_queue(store: SqliteStore, c
     waiting = upsert("b")
     store.settle([dead(upsert("a")), dead(waiting), retrying(waiting), dead(upsert("c"))], FINGERPRINTS)
     clock.now = NOW + 5
-    assert store.requeue([1, 2, 77]) == {"inbox": 2}
+    assert store.requeue([1, 2, 77]) == {"inbox": 1}, "b waited already"
     assert [letter.key.document_id for letter in store.dead_letters()] == ["c"]
     assert {(p.key.document_id, p.attempt, p.due_at, p.first_failed_at) for p in store.parked()} == {
         ("a", 1, NOW + 5, NOW),
         ("b", 1, NOW + 5, NOW),
     }
+
+
+def test_of_two_letters_of_a_file_one_waits(store: SqliteStore) -> None:
+    """Letters of one file's two contents are one event, the later one; what is counted is what waits in addition."""
+    later = Outcome(upsert("a", signature="2"), Verdict.DEAD_LETTERED, failure=FAILURE)
+    store.settle([dead(upsert("a", signature="1")), later, dead(upsert("b"))], FINGERPRINTS)
+    assert store.requeue([3, 2, 1, 2]) == {"inbox": 2}
+    assert {each.key.document_id: each.failure.message for each in store.parked()} == {
+        "a": FAILURE.message,
+        "b": BAD.message,
+    }
+    assert list(store.dead_letters()) == []
+
+
+def test_a_new_event_of_a_file_supersedes_its_replayed_letter(store: SqliteStore) -> None:
+    """Both are first tries; only the one that was brought back from the queue is the record itself."""
+    store.settle([dead(upsert())], FINGERPRINTS)
+    store.requeue([1])
+    (waits,) = store.parked()
+    assert store.settle([dead(upsert(signature="2"))], FINGERPRINTS) == Settled()
+    assert store.parked() == [waits], "a new event that fails says nothing about what waits"
+    assert store.settle([written(upsert())], FINGERPRINTS) == Settled(superseded=1, mended=1)
+    assert store.parked() == []
+    store.settle([dead(upsert())], FINGERPRINTS)
+    store.requeue([letter.id for letter in store.dead_letters()])
+    assert store.settle([retrying(upsert())], FINGERPRINTS) == Settled(superseded=1)
+    (waits,) = store.parked()
+    assert store.settle([written(again(waits))], FINGERPRINTS) == Settled()
 
 
 def test_letters_come_oldest_first_and_by_id(store: SqliteStore) -> None:

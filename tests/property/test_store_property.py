@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +148,7 @@ class Model:
         event, superseded, left = outcome.event, 0, []
         for parked, version in self.parked:
             here = (parked.source, parked.position) == (event.source, event.position)
-            tried = event.attempt == parked.attempt and event.first_failed_at in (None, parked.first_failed_at)
+            tried = event.attempt == parked.attempt and event.first_failed_at == parked.first_failed_at
             itself = here and (tried or (version is not None and version == event.version))
             good = outcome.verdict in GOOD and not older(event, version, parked.first_failed_at)
             moot = here if outcome.verdict is Verdict.RETRYING else (itself or good)
@@ -166,6 +167,14 @@ class Model:
             )
             self.parked.append((waits, event.version))
         return superseded
+
+    def replay(self, letter: DeadLetter, now: float) -> None:
+        """Move a letter to the retry queue, to the place of what waits there."""
+        where = (letter.key, letter.source, letter.position)
+        self.letters = [each for each in self.letters if each[0].id != letter.id]
+        self.parked = [each for each in self.parked if (each[0].key, each[0].source, each[0].position) != where]
+        waits = Parked(*where[:1], letter.op, *where[1:], 1, letter.first_failed_at, now, letter.failure)
+        self.parked.append((waits, letter.version))
 
     def bury(self, outcome: Outcome, signature: str | None, now: float) -> int:
         """Apply an outcome to the dead letters."""
@@ -298,6 +307,16 @@ class StoreMachine(RuleBasedStateMachine):
         there = [self.model.letters[at][0].id for at in set(which) if at < len(self.model.letters)]
         self.model.letters = [x for x in self.model.letters if x[0].id not in there]
         assert self.store.discard([*there, 10_000]) == len(there)
+
+    @rule(which=st.lists(st.integers(0, 5), max_size=3))
+    def requeue(self, which: list[int]) -> None:
+        """Replay letters, some of which may not be there."""
+        chosen = [self.model.letters[at][0] for at in sorted(set(which)) if at < len(self.model.letters)]
+        waited = Counter(parked.source for parked, _ in self.model.parked)
+        for letter in chosen:
+            self.model.replay(letter, self.clock.now)
+        waits = Counter(parked.source for parked, _ in self.model.parked)
+        assert +Counter(self.store.requeue([letter.id for letter in chosen])) == waits - waited
 
     @rule(passed=st.integers(0, 3))
     def hasten(self, passed: int) -> None:

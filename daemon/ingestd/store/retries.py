@@ -7,6 +7,7 @@ it meanwhile.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ingestd.model import DocumentKey, Failure, Op, Parked, Stage, Verdict
@@ -44,6 +45,10 @@ _SOONEST = """
 def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
     """Park the event, or take out what its end makes moot.
 
+    A record is this event itself if it was brought back from it, with its attempt and first failure, or has the same
+    version. The attempt alone does not tell: a letter that is replayed has all its tries before it, as a new event of
+    its file has.
+
     Returns:
         How many other events this superseded.
     """
@@ -53,7 +58,7 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
         version = version_from(number, domain)
         same_place = source == event.source and from_column(position) == event.position
         itself = same_place and (
-            (event.attempt == attempt and event.first_failed_at in (None, first_failed_at))
+            (event.attempt == attempt and event.first_failed_at == first_failed_at)
             or (event.version is not None and event.version == version)
         )
         if outcome.verdict is Verdict.RETRYING:
@@ -68,11 +73,19 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
     return superseded
 
 
-def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: float) -> None:
-    """Park events that were dead letters, as if they had never been tried, due now."""
+def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: float) -> Counter[str]:
+    """Park events that were dead letters, as if they had never been tried, due now.
+
+    A letter takes the place of what waits there already: of two letters of one place the later one is parked.
+
+    Returns:
+        How many events are parked beyond those that were, by source.
+    """
+    added: Counter[str] = Counter()
     for letter in letters:
         where = (letter.key.collection, letter.key.document_id, letter.source, to_column(letter.position))
-        connection.execute(_TAKE, where)
+        replaced = connection.execute(_TAKE, where).rowcount
+        added[letter.source] += 1 - replaced
         connection.execute(
             _PUT,
             (
@@ -85,6 +98,7 @@ def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: 
                 *failure_columns(letter.failure),
             ),
         )
+    return added
 
 
 def _of_document(connection: sqlite3.Connection, key: DocumentKey) -> list[Any]:

@@ -371,19 +371,26 @@ class SqliteStore:
         return self._write(partial(dead_letters.discard, ids=list(ids)), weight=len(ids))
 
     def requeue(self, ids: Sequence[int]) -> Mapping[str, int]:
-        """Move dead letters to the retry queue, due now, in one transaction; return how many there were, by source."""
+        """Move dead letters to the retry queue, due now, in one transaction.
+
+        An event waits once: of two letters of the same document, source and position the later one is parked, and a
+        letter takes the place of what waits there already.
+
+        Returns:
+            How many events wait beyond those that did, by source; a source for which that is none may be left out.
+        """
+        wanted = sorted(set(ids))
 
         def move(connection: sqlite3.Connection) -> Mapping[str, int]:
-            moved: Counter[str] = Counter()
-            for at in range(0, len(ids), _LETTERS):
-                part = list(ids[at : at + _LETTERS])
+            added: Counter[str] = Counter()
+            for at in range(0, len(wanted), _LETTERS):
+                part = wanted[at : at + _LETTERS]
                 letters = dead_letters.some(connection, part, data=False)
-                retries.requeue(connection, letters, self._clock.time())
+                added.update(retries.requeue(connection, letters, self._clock.time()))
                 dead_letters.discard(connection, part)
-                moved.update(letter.source for letter in letters)
-            return moved
+            return added
 
-        return self._write(move, weight=len(ids))
+        return self._write(move, weight=len(wanted))
 
     def forget(self, source: str, collection: str) -> None:
         """Remove all that is known of a source: entries, seens, parked events and dead letters."""
