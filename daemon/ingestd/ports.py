@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     import numpy as np
@@ -392,7 +392,10 @@ class Ledger(Protocol):
         ...
 
     def sources(self) -> Sequence[tuple[str, str, int]]:
-        """Return (source, collection, documents that are not deleted) for every source the ledger knows."""
+        """Return (source, collection, documents that are not deleted) for all of which anything is known.
+
+        Also where that is a tombstone, a seen, a parked event or a dead letter alone.
+        """
         ...
 
 
@@ -414,8 +417,18 @@ class Store(Ledger, SeenStore, Protocol):
         """
         ...
 
-    def due(self, now: float, limit: int) -> Sequence[Parked]:
-        """Return parked events that are due, soonest first, without taking them out."""
+    def due(self, now: float, limit: int, owned: Collection[tuple[str, str]] | None = None) -> Sequence[Parked]:
+        """Return parked events that are due, soonest first, without taking them out and without their tracebacks.
+
+        Args:
+            now: Seconds since 1970.
+            limit: The most to return.
+            owned: Only those of these (source, collection); None: all.
+        """
+        ...
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """Return the number of parked events, due or not, of these (source, collection). Cheap."""
         ...
 
     def next_due(self) -> float | None:

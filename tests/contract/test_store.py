@@ -26,7 +26,8 @@ from ingestd.model import (
     Verdict,
     Version,
 )
-from ingestd.store.sqlite import Counts, SqliteStore
+from ingestd.store.holdings import Counts
+from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -321,6 +322,26 @@ def test_due_events_come_soonest_first_and_stay(store: SqliteStore) -> None:
     assert [each.key.document_id for each in store.parked(limit=2)] == ["a", "b"]
 
 
+def test_a_daemon_asks_for_its_own_events_alone(store: SqliteStore) -> None:
+    """Of several sources and collections the soonest come, past what is not asked for; all are counted, due or not."""
+    for at, source in enumerate(("inbox", "cms", "gone", "gone", "inbox", "cms")):
+        event = upsert(f"d{at}", source=source)
+        failure = replace(FAILURE, traceback="Traceback …")
+        store.settle([Outcome(event, Verdict.RETRYING, failure=failure, wait=float(at))], FINGERPRINTS)
+    elsewhere = replace(upsert("n", source="cms"), key=DocumentKey("notes", "n"))
+    store.settle([retrying(elsewhere, 0.0)], FINGERPRINTS)
+    owned = [("inbox", "articles"), ("cms", "articles"), ("inbox", "articles"), ("inbox", "notes")]
+    due = store.due(NOW + 4, 9, owned)
+    assert [each.key.document_id for each in due] == ["d0", "d1", "d4"]
+    assert [each.failure for each in due] == [FAILURE] * 3, "all but the traceback"
+    assert store.due(NOW + 4, 2, owned) == due[:2]
+    assert list(store.due(NOW + 99, 9, [])) == []
+    assert len(store.due(NOW + 99, 9)) == 7
+    assert (store.waiting(owned), store.waiting({("gone", "articles")}), store.waiting([])) == (4, 2, 0)
+    store.settle([written(again(each)) for each in due], FINGERPRINTS)
+    assert store.waiting(owned) == 1
+
+
 def test_hastening_makes_all_due_now(store: SqliteStore) -> None:
     """What waits is due at once, what was due already keeps its turn, and all are counted."""
     store.settle([retrying(upsert("late"), 500.0), retrying(upsert("early"), 1.0)], FINGERPRINTS)
@@ -595,6 +616,18 @@ def test_outcomes_apply_in_order(store: SqliteStore) -> None:
     assert store.settle(batch, FINGERPRINTS) == Settled(superseded=1, mended=1)
     assert store.settle([batch[2], batch[0]], FINGERPRINTS) == Settled()
     assert (len(list(store.dead_letters())), len(list(store.seen("inbox"))), store.parked()) == (1, 1, [])
+
+
+def test_a_source_without_documents_is_known_by_what_is_left_of_it(store: SqliteStore) -> None:
+    """A seen, a parked event or a dead letter alone is enough to find a source, and to forget it."""
+    seen = Outcome(upsert(source="seen", signature="s"), Verdict.UNCHANGED)
+    store.settle([seen, retrying(upsert(source="parked")), dead(upsert(source="dead"))], FINGERPRINTS)
+    store.settle([retrying(replace(upsert(source="dead"), key=DocumentKey("notes", "n")))], FINGERPRINTS)
+    known = [("dead", "articles", 0), ("dead", "notes", 0), ("parked", "articles", 0), ("seen", "articles", 0)]
+    assert store.sources() == known
+    for source, collection, _ in known:
+        store.forget(source, collection)
+    assert store.sources() == []
 
 
 def test_forgetting_a_source_leaves_the_others(store: SqliteStore) -> None:

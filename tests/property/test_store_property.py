@@ -31,7 +31,8 @@ from ingestd.model import (
     Verdict,
     Version,
 )
-from ingestd.store.sqlite import Counts, SqliteStore
+from ingestd.store.holdings import Counts
+from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -388,13 +389,29 @@ class StoreMachine(RuleBasedStateMachine):
         parked = [parked for parked, _ in model.parked]
         assert sorted(store.parked(), key=repr) == sorted(parked, key=repr)
         now = self.clock.now
-        assert sorted(store.due(now, 99), key=repr) == sorted((p for p in parked if p.due_at <= now), key=repr)
+        due = [replace(p, failure=replace(p.failure, traceback=None)) for p in parked if p.due_at <= now]
+        assert sorted(store.due(now, 99), key=repr) == sorted(due, key=repr)
+        for owned in ([("inbox", "c1"), ("cms", "c2")], [("inbox", "c2")]):
+            mine = [p for p in due if (p.source, p.key.collection) in owned]
+            assert sorted(store.due(now, 99, owned), key=repr) == sorted(mine, key=repr)
+            assert store.waiting(owned) == sum((p.source, p.key.collection) in owned for p in parked)
         assert store.next_due() == min((p.due_at for p in parked), default=None)
         assert [p.due_at for p in store.parked()] == sorted(p.due_at for p in parked)
         letters = [letter for letter, _ in model.letters]
         assert list(store.dead_letters()) == letters
         assert list(store.dead_letters([letter.id for letter in letters])) == letters
         assert dict(store.counts()) == {source: counts for source in ("cms", "inbox") if (counts := self.count(source))}
+
+    @invariant()
+    def sources_agree(self) -> None:
+        """Whatever is known of a source is found by it."""
+        model = self.model
+        live = Counter((entry.source, key.collection) for key, entry in model.entries.items() if not entry.deleted)
+        known = {(entry.source, key.collection) for key, entry in model.entries.items()}
+        known |= {(source, key.collection) for source, key in model.seen}
+        known |= {(parked.source, parked.key.collection) for parked, _ in model.parked}
+        known |= {(letter.source, letter.key.collection) for letter, _ in model.letters}
+        assert self.store.sources() == sorted((*owner, live[owner]) for owner in known)
 
     def count(self, source: str) -> Counts | None:
         """Count what the model has of a source; None where that is nothing."""

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingestd.errors import ConfigError, FatalError
-from ingestd.model import DocumentKey, Entry, Version
+from ingestd.model import (
+    DocumentKey,
+    Entry,
+    Event,
+    Failure,
+    Fingerprints,
+    Op,
+    Outcome,
+    Stage,
+    Verdict,
+    Version,
+)
 from ingestd.store import runs
 from ingestd.store.lock import StateLock
 from ingestd.store.migrations import MIGRATIONS
@@ -166,6 +177,37 @@ def test_an_older_schema_is_not_looked_at(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 0")
     with pytest.raises(ConfigError, match="older version"):
         SqliteStore.read_only(tmp_path, clock=time)
+
+
+def test_a_state_of_the_first_schema_is_counted_at_its_opening(tmp_path: Path) -> None:
+    """What was stored before anything kept count is counted once, and from then on as it changes."""
+    other = replace(ENTRY, key=DocumentKey("notes", "b"), present={f"{at:032x}": b"d" * 16 for at in range(3)})
+    gone = Entry(DocumentKey("articles", "gone"), "inbox", Version(1, "inbox"), "f", "", {}, deleted=True)
+    event = Event(DocumentKey("articles", "c"), Op.UPSERT, "cms", "t/0@1", None, signature="s")
+    failure = Failure(Stage.EMBED, "TransientError", "429")
+    outcomes = [
+        Outcome(event, Verdict.RETRYING, failure=failure, wait=1.0),
+        Outcome(event, Verdict.DEAD_LETTERED, failure=failure),
+        Outcome(replace(event, source="seen"), Verdict.UNCHANGED),
+    ]
+    with opened(tmp_path) as store:
+        store.write_ahead([ENTRY, other, gone])
+        for outcome in outcomes[1:] + outcomes[:1]:
+            store.settle([outcome], {"articles": Fingerprints("p", "q")})
+        before = (store.counts(), store.sources(), store.rows("notes"), store.waiting([("cms", "articles")]))
+    assert before[2:] == (3, 1)
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        query = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+        for (trigger,) in connection.execute(query).fetchall():
+            connection.execute(f"DROP TRIGGER {trigger}")
+        connection.execute("DROP TABLE holdings")
+        connection.execute("DROP INDEX parked_by_owner")
+        connection.execute("PRAGMA user_version = 1")
+    with opened(tmp_path) as store:
+        after = (store.counts(), store.sources(), store.rows("notes"), store.waiting([("cms", "articles")]))
+        assert after == before
+        store.write_ahead([replace(other, source="cms", present={})])
+        assert (store.rows("notes"), store.counts()["cms"].documents) == (0, 1)
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:

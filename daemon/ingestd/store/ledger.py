@@ -86,21 +86,6 @@ def collections(connection: sqlite3.Connection, source: str) -> list[str]:
     return [collection for (collection,) in connection.execute(query, (source,))]
 
 
-def sources(connection: sqlite3.Connection) -> list[tuple[str, str, int]]:
-    """Return (source, collection, documents that are not deleted)."""
-    query = """
-        SELECT source, collection, SUM(deleted = 0) FROM entries GROUP BY source, collection ORDER BY source, collection
-        """
-    return connection.execute(query).fetchall()
-
-
-def rows(connection: sqlite3.Connection, collection: str) -> int:
-    """Return the number of present rows in a collection."""
-    query = "SELECT COALESCE(SUM(length(present)), 0) FROM entries WHERE collection = ?"
-    (size,) = connection.execute(query, (collection,)).fetchone()
-    return int(size) // _PRESENT
-
-
 def binding(connection: sqlite3.Connection, collection: str) -> str | None:
     """Return the id of the Milvus collection that the entries are about."""
     row = connection.execute("SELECT identity FROM bindings WHERE collection = ?", (collection,)).fetchone()

@@ -126,7 +126,69 @@ _FIRST = (
     "CREATE INDEX dead_letters_by_kept ON dead_letters (source, kept)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_SIZE = "documents, tombstones, rows, seens, parked, dead_letters"
+
+
+def _counting(table: str, happening: str, changes: str, of: str, sign: str) -> str:
+    """Return a trigger that adds to, or takes from, what is held for the owner of a record."""
+    # No ON CONFLICT here: within a trigger the policy of the statement that set it off would count instead.
+    return f"""
+        CREATE TRIGGER {table}_{happening.lower()}_{"counted" if sign == "+" else "discounted"}
+        AFTER {happening} ON {table} BEGIN
+            INSERT INTO holdings (source, collection)
+                SELECT {of}.source, {of}.collection WHERE NOT EXISTS (
+                    SELECT 1 FROM holdings WHERE source = {of}.source AND collection = {of}.collection
+                );
+            UPDATE holdings SET {changes.format(of=of, sign=sign)}
+                WHERE source = {of}.source AND collection = {of}.collection;
+        END
+        """  # noqa: S608 - names of this module's alone
+
+
+_OF_ENTRY = """
+    documents = documents {sign} (NOT {of}.deleted), tombstones = tombstones {sign} {of}.deleted,
+    rows = rows {sign} length({of}.present) / 32
+    """
+
+_HOLDINGS = (
+    """
+    CREATE TABLE holdings (         -- how many records of each kind there are, kept by triggers: asked all the time
+        source TEXT NOT NULL,
+        collection TEXT NOT NULL,
+        documents INTEGER NOT NULL DEFAULT 0,
+        tombstones INTEGER NOT NULL DEFAULT 0,
+        rows INTEGER NOT NULL DEFAULT 0,        -- present ones
+        seens INTEGER NOT NULL DEFAULT 0,
+        parked INTEGER NOT NULL DEFAULT 0,
+        dead_letters INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (source, collection)
+    ) WITHOUT ROWID
+    """,
+    f"""
+    INSERT INTO holdings (source, collection, {_SIZE})
+    SELECT source, collection, SUM(documents), SUM(tombstones), SUM(rows), SUM(seens), SUM(parked), SUM(dead_letters)
+    FROM (
+        SELECT source, collection, NOT deleted AS documents, deleted AS tombstones, length(present) / 32 AS rows,
+               0 AS seens, 0 AS parked, 0 AS dead_letters FROM entries
+        UNION ALL SELECT source, collection, 0, 0, 0, 1, 0, 0 FROM seens
+        UNION ALL SELECT source, collection, 0, 0, 0, 0, 1, 0 FROM parked
+        UNION ALL SELECT source, collection, 0, 0, 0, 0, 0, 1 FROM dead_letters
+    ) GROUP BY source, collection
+    """,  # noqa: S608 - this module's columns
+    _counting("entries", "INSERT", _OF_ENTRY, "NEW", "+"),
+    _counting("entries", "UPDATE", _OF_ENTRY, "OLD", "-"),
+    _counting("entries", "UPDATE", _OF_ENTRY, "NEW", "+"),
+    _counting("entries", "DELETE", _OF_ENTRY, "OLD", "-"),
+    # What these count never comes to belong to another source or collection.
+    *(
+        _counting(table, happening, f"{table} = {table} {{sign}} 1", of, sign)
+        for table in ("seens", "parked", "dead_letters")
+        for happening, of, sign in (("INSERT", "NEW", "+"), ("DELETE", "OLD", "-"))
+    ),
+    "CREATE INDEX parked_by_owner ON parked (source, collection, due_at)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS)
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:

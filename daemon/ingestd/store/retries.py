@@ -16,7 +16,7 @@ from ingestd.store.text import clip, clip_start, from_column, from_optional, to_
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from ingestd.model import DeadLetter, Event, Outcome
     from ingestd.store.text import Column
@@ -39,6 +39,16 @@ _SOONEST = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
            stage, error, message, traceback
     FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
+    """
+_DUE = """
+    SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
+           stage, error, message, NULL
+    FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
+    """
+_DUE_OF = """
+    SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
+           stage, error, message, NULL, id
+    FROM parked WHERE due_at <= ? AND source = ? AND collection = ? ORDER BY due_at, id LIMIT ?
     """
 
 
@@ -142,20 +152,45 @@ def failure_from(stage: str, error: Column, message: Column, traceback: Column |
 
 def soonest(connection: sqlite3.Connection, before: float, limit: int | None) -> Sequence[Parked]:
     """Return parked events that are due at or before a time, soonest first."""
-    records: Iterator[tuple[str, ...]] = connection.execute(_SOONEST, (before, -1 if limit is None else limit))
-    return [
-        Parked(
-            key=DocumentKey(collection, document_id),
-            op=Op(op),
-            source=source,
-            position=from_column(position),
-            attempt=int(attempt),
-            first_failed_at=float(first_failed_at),
-            due_at=float(due_at),
-            failure=failure_from(*failure),
-        )
-        for collection, document_id, op, source, position, attempt, first_failed_at, due_at, *failure in records
-    ]
+    records = connection.execute(_SOONEST, (before, -1 if limit is None else limit))
+    return [_parked(record) for record in records]
+
+
+def due(
+    connection: sqlite3.Connection, now: float, limit: int, owned: Collection[tuple[str, str]] | None
+) -> Sequence[Parked]:
+    """Return parked events that are due, soonest first, without their tracebacks.
+
+    Args:
+        connection: To read from.
+        now: Seconds since 1970.
+        limit: The most to return.
+        owned: Only those of these (source, collection); None: all.
+    """
+    if owned is None:
+        return [_parked(record) for record in connection.execute(_DUE, (now, limit))]
+    # One at a time, so that each comes in order out of its index, past none of anybody else's.
+    found = [record for owner in set(owned) for record in connection.execute(_DUE_OF, (now, *owner, limit))]
+    found.sort(key=_turn)
+    return [_parked(record[:-1]) for record in found[:limit]]
+
+
+def _turn(record: Sequence[Any]) -> tuple[float, int]:
+    return record[7], record[-1]  # due_at, id
+
+
+def _parked(record: Sequence[Any]) -> Parked:
+    collection, document_id, op, source, position, attempt, first_failed_at, due_at, *failure = record
+    return Parked(
+        key=DocumentKey(collection, document_id),
+        op=Op(op),
+        source=source,
+        position=from_column(position),
+        attempt=int(attempt),
+        first_failed_at=float(first_failed_at),
+        due_at=float(due_at),
+        failure=failure_from(*failure),
+    )
 
 
 def next_due(connection: sqlite3.Connection) -> float | None:

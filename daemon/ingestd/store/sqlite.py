@@ -14,19 +14,18 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ingestd.errors import FatalError
-from ingestd.store import dead_letters, ledger, retries, runs, seens, settlement
+from ingestd.store import dead_letters, holdings, ledger, retries, runs, seens, settlement
 from ingestd.store.connections import Readers, verdict_at_start
 from ingestd.store.lock import StateLock
 from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare
 from ingestd.store.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
     from types import TracebackType
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from ingestd.model import DeadLetter, DocumentKey, Entry, Fingerprints, Outcome, Parked, Seen, Settled
     from ingestd.ports import Clock
+    from ingestd.store.holdings import Counts
 
 T = TypeVar("T")
 
@@ -43,16 +43,6 @@ _PAGE = 1_000
 _LETTERS = 500
 _ORIGINALS = 16
 """Dead letters of a page with their originals: each may be as large as ``keep_bytes``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the state holds of a source."""
-
-    documents: int = 0
-    tombstones: int = 0
-    parked: int = 0
-    dead_letters: int = 0
 
 
 class SqliteStore:
@@ -241,14 +231,17 @@ class SqliteStore:
             more = len(entries) == _PAGE
 
     def rows(self, collection: str) -> int:
-        """Return the number of present rows that the ledger knows in a collection. Reads all of its entries."""
+        """Return the number of present rows that the ledger knows in a collection. Cheap."""
         with self._readers.lease() as connection:
-            return ledger.rows(connection, collection)
+            return holdings.rows(connection, collection)
 
     def sources(self) -> Sequence[tuple[str, str, int]]:
-        """Return (source, collection, documents that are not deleted) for every source the ledger knows."""
+        """Return (source, collection, documents that are not deleted) for all of which anything is known.
+
+        Also where that is a tombstone, a seen, a parked event or a dead letter alone.
+        """
         with self._readers.lease() as connection:
-            return ledger.sources(connection)
+            return holdings.sources(connection)
 
     # Seens
 
@@ -324,10 +317,21 @@ class SqliteStore:
         )
         return self._write(apply, weight=len(outcomes))
 
-    def due(self, now: float, limit: int) -> Sequence[Parked]:
-        """Return parked events that are due, soonest first, without taking them out."""
+    def due(self, now: float, limit: int, owned: Collection[tuple[str, str]] | None = None) -> Sequence[Parked]:
+        """Return parked events that are due, soonest first, without taking them out and without their tracebacks.
+
+        Args:
+            now: Seconds since 1970.
+            limit: The most to return.
+            owned: Only those of these (source, collection); None: all.
+        """
         with self._readers.lease() as connection:
-            return retries.soonest(connection, now, limit)
+            return retries.due(connection, now, limit, owned)
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """Return the number of parked events, due or not, of these (source, collection). Cheap."""
+        with self._readers.lease() as connection:
+            return holdings.parked(connection, owned)
 
     def next_due(self) -> float | None:
         """Return when the next parked event is due, or None if nothing is parked."""
@@ -402,9 +406,9 @@ class SqliteStore:
         self._write(forget)
 
     def counts(self) -> Mapping[str, Counts]:
-        """Return what the state holds of each source, from its indexes."""
+        """Return what the state holds of each source that it knows anything of but seens. Cheap."""
         with self._readers.lease() as connection:
-            return _counts(connection)
+            return holdings.counts(connection)
 
     def file_bytes(self) -> int:
         """Return the size of the state on disk, with its write-ahead log."""
@@ -423,15 +427,3 @@ class SqliteStore:
 def _warn(future: Future[None]) -> None:
     if error := future.exception():
         _log.warning("what was seen of some documents could not be noted; they are looked at again: %s", error)
-
-
-def _counts(connection: sqlite3.Connection) -> dict[str, Counts]:
-    query = """
-        SELECT source, SUM(documents), SUM(tombstones), SUM(parked), SUM(dead_letters) FROM (
-            SELECT source, SUM(deleted = 0) AS documents, SUM(deleted) AS tombstones, 0 AS parked, 0 AS dead_letters
-            FROM entries GROUP BY source
-            UNION ALL SELECT source, 0, 0, COUNT(*), 0 FROM parked GROUP BY source
-            UNION ALL SELECT source, 0, 0, 0, COUNT(*) FROM dead_letters GROUP BY source
-        ) GROUP BY source ORDER BY source
-        """
-    return {source: Counts(*numbers) for source, *numbers in connection.execute(query)}
