@@ -176,6 +176,19 @@ def test_probe_answers(sink: MilvusSink) -> None:
     assert sink.count() == before
 
 
+def test_a_collection_that_was_made_again_is_another(target: Target) -> None:
+    """Its random id is asked of the server each time: gone is None, and the next one of that name has its own."""
+    sink = MilvusSink(target.connection, target.wanted("identified"))
+    assert sink.identity() is None
+    first = sink.prepare()
+    assert sink.identity() == first
+    target.connection.call("drop_collection", "identified", doing="dropping")
+    assert sink.identity() is None
+    second = sink.prepare()
+    assert second != first
+    assert sink.identity() == second
+
+
 def test_large_batches_are_split_by_bytes(sink: MilvusSink, target: Target, base: int) -> None:
     """Rows that would be over the server's message size go in several requests."""
     rows = [target.row(base + n, text="x" * 60_000) for n in range(150)]

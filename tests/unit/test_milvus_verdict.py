@@ -84,6 +84,36 @@ def test_bad_input_is_the_fault_of_who_sent_it(
     assert isinstance(verdict(error, doing="asking", request=request_kind), expected)
 
 
+@pytest.mark.parametrize("code", [1, 6, 1100, 1101, 1102, 65535, 4711])
+def test_keys_alone_are_nobodys_fault(code: int) -> None:
+    """A delete, a question by key, a load: there is nothing in them for a server to refuse."""
+    found = verdict(MilvusException(code, "failed"), doing="deleting", request=Request.KEYS)
+    assert isinstance(found, UnavailableError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MilvusException(100, "collection not found"),
+        _Rpc(grpc.StatusCode.UNAUTHENTICATED),
+        _Rpc(grpc.StatusCode.PERMISSION_DENIED),
+        _Rpc(grpc.StatusCode.UNIMPLEMENTED),
+        ParamError(message="invalid name"),
+    ],
+)
+def test_keys_alone_meet_a_wrong_set_up(error: Exception) -> None:
+    """What a wrong set-up is for any request is one for these too, and what the client itself does not send."""
+    assert isinstance(verdict(error, doing="deleting", request=Request.KEYS), ConfigError)
+
+
+def test_a_full_disk_is_no_set_up() -> None:
+    """Lite answers 1 for a definition that it cannot have, and for a disk that has no room for it."""
+    full = MilvusException(1, "[Errno 28] No space left on device")
+    assert isinstance(verdict(full, doing="creating", request=Request.SETUP), UnavailableError)
+    wrong = MilvusException(1, "unsupported index")
+    assert isinstance(verdict(wrong, doing="creating", request=Request.SETUP), ConfigError)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -134,6 +164,8 @@ def test_too_large_is_told_apart_from_too_much() -> None:
     """A message over the limit is to be split; a rate limit of a gateway is to be waited out."""
     large = _Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "grpc: received message larger than max (69 vs. 67)")
     assert isinstance(verdict(large, doing="writing"), TooLargeError)
+    for answer in (Request.KEYS, Request.READ, Request.SETUP):
+        assert isinstance(verdict(large, doing="asking", request=answer), UnavailableError)
     busy = _Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests")
     assert isinstance(verdict(busy, doing="writing"), UnavailableError)
 

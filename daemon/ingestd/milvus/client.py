@@ -224,7 +224,8 @@ class Connection:
             while not (loaded := self._loaded(collection)) and time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)
         except Exception as error:
-            raise verdict(error, doing=doing, request=Request.SETUP) from error
+            # No SETUP: Lite answers a full disk, on which it cannot build an index, as it answers all else, with 1.
+            raise verdict(error, doing=doing, request=Request.KEYS) from error
         if not loaded:
             raise UnavailableError(DEPENDENCY, f"{doing}: not loaded after {LOAD_SECONDS:g} s")
 
@@ -232,7 +233,7 @@ class Connection:
         """Return what the server can do; asked once for every connection."""
         known = self._capabilities
         if known is None:
-            version = self.call("get_server_version", doing="asking for the version")
+            version = self.call("get_server_version", doing="asking for the version", request=Request.KEYS)
             known = self._capabilities = Capabilities.of(str(version))
         return known
 

@@ -38,7 +38,17 @@ _LEGACY_DENIED = 53
 _REFUSED_STATUS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"})
 _CLIENT_INPUT = frozenset({"DataNotMatchException", "ParamError", "DataTypeNotMatchException"})
 # What old servers say with code 65535 when it is they who are in trouble, and not the row.
-_OUTAGE_WORDS = ("not ready", "unavailable", "timeout", "deadline", "connection", "no available", "not healthy", "etcd")
+_OUTAGE_WORDS = (
+    "not ready",
+    "unavailable",
+    "timeout",
+    "deadline",
+    "connection",
+    "no available",
+    "not healthy",
+    "etcd",
+    "no space left",
+)
 
 
 class Request(Enum):
@@ -46,9 +56,13 @@ class Request(Enum):
 
     WRITE = "write"
     """Rows were sent: what the server finds wrong with the input is the document's fault."""
+    KEYS = "keys"
+    """Only keys and names were sent, nothing that a document could get wrong and hardly anything that a configuration
+    could: a delete, a question by key, a count, a load. What the server finds wrong with it is the server's trouble."""
     READ = "read"
+    """Something was searched for: wrong input is a wrong configuration."""
     SETUP = "setup"
-    """A collection was described, created, indexed or loaded: wrong input is a wrong configuration."""
+    """A collection was described, created or indexed: wrong input is a wrong configuration."""
 
 
 class Mend(Enum):
@@ -87,7 +101,7 @@ def verdict(error: BaseException, *, doing: str, request: Request = Request.WRIT
         return error
     seen = _look(error)
     message = f"{doing}: {seen.text}"
-    return _by_status(seen, message) if seen.status else _by_code(seen, message, request)
+    return _by_status(seen, message, request) if seen.status else _by_code(seen, message, request)
 
 
 def remedy(error: BaseException) -> Mend | None:
@@ -102,10 +116,11 @@ def remedy(error: BaseException) -> Mend | None:
     return None
 
 
-def _by_status(seen: _Seen, message: str) -> IngestError:
+def _by_status(seen: _Seen, message: str, request: Request) -> IngestError:
     if seen.status in _REFUSED_STATUS:
         return ConfigError(f"milvus: {message} ({_cure(seen.status)})")
-    if seen.status == "RESOURCE_EXHAUSTED" and "larger than max" in seen.text:
+    # Of anything but a write it is the answer that is too large, and no row that could be split off.
+    if seen.status == "RESOURCE_EXHAUSTED" and "larger than max" in seen.text and request is Request.WRITE:
         return TooLargeError(message)
     return UnavailableError(DEPENDENCY, f"{message} [{seen.status}]")
 
@@ -122,6 +137,9 @@ def _by_code(seen: _Seen, message: str, request: Request) -> IngestError:
 
 
 def _is_input(seen: _Seen, request: Request) -> bool:
+    if request is Request.KEYS:
+        # Refused by the client before it was sent: no waiting would change that.
+        return bool(seen.kinds & _CLIENT_INPUT)
     if seen.kinds & _CLIENT_INPUT or seen.code in _INPUT:
         return True
     if any(word in seen.text.lower() for word in _OUTAGE_WORDS):

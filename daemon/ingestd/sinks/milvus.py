@@ -22,7 +22,7 @@ from ingestd.milvus.verdict import Request, TooLargeError
 from ingestd.model import Hit, SparseVector, SparseVectors, StoredRow, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from ingestd.milvus.client import Connection
@@ -100,35 +100,27 @@ class MilvusSink:
             DocumentError: A row cannot be kept, or the server refuses it.
         """
         rows.unique(new)
-        self._write([rows.encode(self._wanted, row, vectors=True) for row in new])
+        for batch in self._batches(rows.encode(self._wanted, row, vectors=True) for row in new):
+            self._send(batch)
 
     def rewrite(self, changed: Sequence[Row]) -> frozenset[ChunkId]:
         """Write all but the vectors of rows that are there. See ``ports.Sink``."""
         rows.unique(changed)
-        encoded = [rows.encode(self._wanted, row, vectors=False) for row in changed]
-        if not encoded:
+        if not changed:
             return frozenset()
-        if not self._connection.capabilities().partial_update:
-            return self._rewrite_whole(encoded)
-        try:
-            self._write(encoded, partial_update=True)
-        except DocumentError:
-            # Most likely a row is not there: the server misses its vectors. Asking before every rewrite would cost
-            # a read, and on a server a wait for its clock, for what hardly ever happens.
-            there = self.existing([row.id for row in encoded])
-            missing = frozenset(row.id for row in encoded) - there
-            if not missing:
-                raise
-            self._write([row for row in encoded if row.id in there], partial_update=True)
-            return missing
-        return frozenset()
+        partial = self._connection.capabilities().partial_update
+        rewrite = self._rewrite_partly if partial else self._rewrite_whole
+        missing: set[ChunkId] = set()
+        for batch in self._batches(rows.encode(self._wanted, row, vectors=False) for row in changed):
+            missing |= rewrite(batch)
+        return frozenset(missing)
 
     def delete(self, ids: Sequence[ChunkId]) -> None:
         """Delete rows by key; those that are not there count as deleted."""
         for start in range(0, len(ids), _KEYS):
             keys = list(ids[start : start + _KEYS])
             doing = f"deleting {len(keys)} rows from {self.collection}"
-            self._connection.call("delete", self.collection, doing=doing, request=Request.WRITE, ids=keys)
+            self._connection.call("delete", self.collection, doing=doing, request=Request.KEYS, ids=keys)
 
     def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
         """Return which of the ids are there, read with Strong consistency."""
@@ -149,6 +141,10 @@ class MilvusSink:
         """Return the number of rows, read with Strong consistency."""
         answer = self._query(f"counting the rows of {self.collection}", "", ["count(*)"])
         return int(answer[0]["count(*)"])
+
+    def identity(self) -> str | None:
+        """Return the random id of the collection as it is now, or None if it is not there, or not of our making."""
+        return catalog.identity(self._connection, self.collection)
 
     def probe(self) -> None:
         """Read and delete a key that nobody has: a server that is out of quota or disk answers reads alone."""
@@ -187,12 +183,14 @@ class MilvusSink:
     def _possible(self) -> Wanted:
         return possible(self._wanted, self._connection.capabilities())
 
-    def _write(self, encoded: Sequence[Encoded], **options: object) -> None:
+    def _batches(self, encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+        """Yield requests. Rows are encoded as they are asked for, so that no more than a request is in memory."""
         config = self._connection.config
-        for batch in rows.batches(encoded, config.batch_bytes, config.batch_rows):
-            self._send(batch, options)
+        return rows.batches(encoded, config.batch_bytes, config.batch_rows)
 
-    def _send(self, batch: list[Encoded], options: Mapping[str, Any]) -> None:
+    def _send(self, batch: list[Encoded], **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+        if not batch:
+            return
         doing = f"writing {len(batch)} rows to {self.collection}"
         try:
             self._connection.call(
@@ -207,19 +205,36 @@ class MilvusSink:
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
-            self._send(batch[:half], options)
-            self._send(batch[half:], options)
+            self._send(batch[:half], **options)
+            self._send(batch[half:], **options)
 
-    def _rewrite_whole(self, encoded: Sequence[Encoded]) -> frozenset[ChunkId]:
+    def _rewrite_partly(self, batch: list[Encoded]) -> frozenset[ChunkId]:
+        """Write one request's rows without vectors; return the ids that are not there."""
+        try:
+            self._send(batch, partial_update=True)
+        except DocumentError:
+            # Most likely a row is not there: the server misses its vectors. Asking before every rewrite would cost
+            # a read, and on a server a wait for its clock, for what hardly ever happens.
+            there = self.existing([row.id for row in batch])
+            missing = frozenset(row.id for row in batch) - there
+            if not missing:
+                raise
+            self._send([row for row in batch if row.id in there], partial_update=True)
+            return missing
+        return frozenset()
+
+    def _rewrite_whole(self, batch: list[Encoded]) -> frozenset[ChunkId]:
         """Write rows with the vectors that they have, for servers without partial updates."""
         fields = [column.name for column in self._wanted.vectors]
         # Few at a time: the answer carries the vectors.
         missing: set[ChunkId] = set()
-        for start in range(0, len(encoded), _KEYS):
-            part = encoded[start : start + _KEYS]
+        for start in range(0, len(batch), _KEYS):
+            part = batch[start : start + _KEYS]
             kept = {str(row["id"]): row for row in self._by_key([row.id for row in part], ["id", *fields])}
             missing.update(row.id for row in part if row.id not in kept)
-            self._write([self._with_vectors(row, kept[row.id]) for row in part if row.id in kept])
+            whole = (self._with_vectors(row, kept[row.id]) for row in part if row.id in kept)
+            for full in self._batches(whole):  # with their vectors they may be more than a request
+                self._send(full)
         return frozenset(missing)
 
     def _with_vectors(self, row: Encoded, kept: Mapping[str, Any]) -> Encoded:
@@ -254,6 +269,7 @@ class MilvusSink:
             "query",
             self.collection,
             doing=doing,
+            request=Request.KEYS,
             filter=expression,
             output_fields=fields,
             consistency_level="Strong",
