@@ -100,6 +100,8 @@ class MemorySink:
         self.collection = collection
         self.rows: dict[ChunkId, Row] = {}
         self.history: list[Step] = []
+        self.made: str | None = "made once"
+        """The collection's random id; None: somebody dropped it."""
         self.outage = 0
         """The number of calls, probes too, that fail from now on."""
         self.refuses: Callable[[Row], bool] = lambda _row: False
@@ -152,6 +154,11 @@ class MemorySink:
         """Return the number of rows."""
         self._call("count", ())
         return len(self.rows)
+
+    def identity(self) -> str | None:
+        """Return its random id."""
+        self._call("identity", ())
+        return self.made
 
     def probe(self) -> None:
         """Answer, unless there is an outage."""
@@ -431,7 +438,14 @@ class Assembly:
         self.extraction = PlainExtraction()
         self.embedder = StubEmbedder()
         patience = self.breakers.patience(COLLECTION, lambda: None)
-        self.extract = Extract(store, self.extraction, fingerprint=FINGERPRINT, clock=self.clock, shared_ids=shared_ids)
+        self.extract = Extract(
+            store,
+            self.extraction,
+            fingerprint=FINGERPRINT,
+            clock=self.clock,
+            shared_ids=shared_ids,
+            patience=patience,
+        )
         self.chunk = Chunk(LineChunker(), fields=["lang"], validate=sink.validate, max_chunks=most)
         dense = VectorField("dense", VectorKind.DENSE, self.embedder, DIMENSION)
         self.embed = Embed([dense], window=window, patience=patience)
