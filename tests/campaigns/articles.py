@@ -65,6 +65,7 @@ def _workplace(root: Path, models: str) -> Iterator[Workplace]:
                 workplace.settings[table] = settings[table]
         else:
             workplace.configure("embedders.hash.delay_seconds_per_text", SLOW)
+            workplace.configure("embedding.window", 64)
         yield workplace
 
 

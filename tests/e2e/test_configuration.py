@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,7 +105,7 @@ def test_a_collection_of_another_model_is_refused_before_an_event_is_read(workpl
     workplace.write("one.txt", "One text.")
     assert workplace.once()["written"] == 1
     workplace.write("two.txt", "Two texts.")
-    workplace.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    workplace.know_the_tests_plug_ins()
     for key, value, subject in (
         ("embedders.hash.dimension", 32, "field dense of articles"),
         ("embedders.hash.type", "tests.fixtures.other_space_embedder", "vector space of dense in articles"),

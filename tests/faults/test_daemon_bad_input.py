@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -39,7 +38,7 @@ def bad(workplace: Workplace) -> Workplace:
     """A workplace with one file of each kind of trouble among good ones."""
     workplace.configure("limits.max_chunks", 20)
     workplace.configure("embedders.hash.type", "tests.fixtures.poison_embedder")
-    workplace.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    workplace.know_the_tests_plug_ins()
     if os.geteuid() == 0:  # root may read everything, unless it gives that up
         workplace.prefix = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     for number in range(GOOD):

@@ -28,6 +28,7 @@ def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, t
     seed = random.randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
     workplace.configure("embedders.hash.delay_seconds_per_text", SLOW)
+    workplace.configure("embedding.window", 16)  # so that articles are settled a few at a time
     copy_articles(workplace.inbox, every=12)
     for kill in kill_and_change(workplace, 3, random.Random(seed)):
         sys.stdout.write(f"{kill}\n")
