@@ -162,10 +162,6 @@ class SeenStore(Protocol):
         """
         ...
 
-    def resee(self, seen: Sequence[Seen]) -> None:
-        """Replace what was seen of these documents: same content, new stat. Durable soon, not at once."""
-        ...
-
     def confirmed(self, source: str) -> bool:
         """Return, once, whether an operator confirmed the source's held deletes while no daemon ran."""
         ...

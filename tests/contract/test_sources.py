@@ -43,9 +43,6 @@ class Nothing:
         """See ``ports.SeenStore``."""
         return iter(())
 
-    def resee(self, seen: object) -> None:
-        """See ``ports.SeenStore``."""
-
     def confirmed(self, source: str) -> bool:
         """See ``ports.SeenStore``."""
         return False

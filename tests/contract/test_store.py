@@ -281,15 +281,6 @@ def test_seens_stream_past_their_pages(store: SqliteStore) -> None:
     assert len(list(store.seen("inbox"))) == 2_301
 
 
-def test_looking_again_replaces_only_what_is_known(store: SqliteStore) -> None:
-    """A new stat of a known document is kept; one of a document that was forgotten meanwhile is not brought back."""
-    store.settle([written(upsert("a", signature="1"))], FINGERPRINTS)
-    fresh = Seen("inbox", "a", "2\udcff", Verdict.UNCHANGED, "processing")
-    store.resee([fresh, replace(fresh, document_id="nobody")])
-    store.flush()
-    assert list(store.seen("inbox")) == [fresh]
-
-
 def test_a_confirmation_counts_once(store: SqliteStore) -> None:
     """An operator's word lets held deletes go on once, and only those of the source that it was about."""
     store.confirm("inbox")

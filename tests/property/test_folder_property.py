@@ -113,9 +113,6 @@ class Store:
         """See ``ports.SeenStore``."""
         return False
 
-    def resee(self, seen: object) -> None:
-        """See ``ports.SeenStore``."""
-
 
 @dataclass
 class Scope:

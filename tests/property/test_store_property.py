@@ -270,16 +270,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.entries[entry.key] = entry
         self.store.write_ahead([entry])
 
-    @rule(source=sources, document=documents)
-    def resee(self, source: str, document: str) -> None:
-        """Look at a document again."""
-        seen = Seen(source, document, "again", Verdict.UNCHANGED, "p")
-        for where in self.model.seen:
-            if (where[0], where[1].document_id) == (source, document):
-                self.model.seen[where] = seen
-        self.store.resee([seen])
-        self.store.flush()
-
     @rule(collection=collections, some=st.lists(entries(), max_size=3))
     def bind(self, collection: str, some: list[Entry]) -> None:
         """Start a collection again."""

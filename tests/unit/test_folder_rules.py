@@ -96,6 +96,32 @@ def test_a_pattern_that_cannot_be_meant_is_refused(pattern: str) -> None:
         Config.model_validate({"path": "x", "collection": "c", "include": [pattern]})
 
 
+@pytest.mark.parametrize("pattern", ["{a,b}/*.md", "*.{md,txt}", "a}", "x/{", "{a,b}/"])
+@pytest.mark.parametrize("also", [[], ["**/*"]])
+def test_braces_are_refused_with_what_to_write(pattern: str, also: list[str]) -> None:
+    """They would match next to nothing; a class stands for the character. Beside a pattern for everything, too."""
+    with pytest.raises(ValueError, match=r"has braces.* a pattern for each alternative"):
+        Globs([*also, pattern], [])
+    with pytest.raises(ValueError, match="has braces"):
+        Globs(["**/*"], [pattern])
+    assert takes(Globs(["[{]a[}].md"], []), "{a}.md")
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "//", "x//", "./x", "x/../y", "x//y"])
+def test_a_pattern_that_matches_nothing_is_refused(pattern: str) -> None:
+    """As an include, as an exclude, and beside a pattern for everything."""
+    for include, exclude in (([pattern], []), (["**/*"], [pattern]), (["**/*", pattern], [])):
+        with pytest.raises(ValueError, match="the pattern"):
+            Globs(include, exclude)
+
+
+def test_an_exclude_may_be_everything() -> None:
+    """``/**`` is all there is."""
+    globs = Globs(["**/*"], ["/**"])
+    assert not takes(globs, "x/a")
+    assert not takes(globs, "a")
+
+
 def test_watch_false_is_poll() -> None:
     """TOML has a word for no."""
     assert Config.model_validate({"path": "x", "collection": "c", "watch": False}).watch == "poll"
@@ -251,9 +277,6 @@ class Remembered:
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """Yield them."""
         return ((f"s/{number}", True) for number in range(self.count))
-
-    def resee(self, seen: object) -> None:
-        """See ``ports.SeenStore``."""
 
     def confirmed(self, source: str) -> bool:
         """See ``ports.SeenStore``."""

@@ -148,7 +148,6 @@ class FolderSource:
         )
         self._scan_at = self._scan_not_before = 0.0
         self._hinted = False
-        self._rescan_asked = False
         self._exported = self.status()
 
     def run(self, intake: Intake, *, once: bool) -> None:
@@ -191,10 +190,6 @@ class FolderSource:
         held = self._rounds.held
         self._rounds.confirmed.append(held)
         return len(held)
-
-    def request_rescan(self) -> None:
-        """Have the folder scanned at the next turn."""
-        self._rescan_asked = True
 
     def checks(self) -> Sequence[Check]:
         """Say how the source is."""
@@ -253,8 +248,6 @@ class FolderSource:
             self._hinted = unnoticed = True
         if unnoticed:
             self._scan_at = min(self._scan_at, max(now, self._scan_not_before))
-        if self._rescan_asked:
-            self._rescan_asked, self._scan_at = False, now
         if now >= self._scan_at:
             self._rounds.scan(intake, hinted=self._hinted)
             ended = self._clock.monotonic()

@@ -9,7 +9,6 @@ from ingestd.store.text import from_column, to_column
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
 
     from ingestd.model import Fingerprints, Outcome
 
@@ -50,14 +49,6 @@ def signature_of(outcome: Outcome) -> str | None:
     if outcome.content is not None and outcome.content.signature is not None:
         return outcome.content.signature
     return outcome.event.signature
-
-
-def replace(connection: sqlite3.Connection, seen: Iterable[Seen]) -> None:
-    """Replace what was seen of documents. One that is not known any more stays so: it was forgotten meanwhile."""
-    connection.executemany(
-        "UPDATE seens SET signature = ?, verdict = ?, fingerprint = ? WHERE source = ? AND document_id = ?",
-        [(to_column(s.signature), s.verdict.value, s.fingerprint, s.source, s.document_id) for s in seen],
-    )
 
 
 def page(

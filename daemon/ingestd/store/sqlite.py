@@ -1,8 +1,8 @@
 """The state of the daemon: ledger, seens, retry queue and dead letters (``ports.Store``) on one SQLite file.
 
 Owns the lock, the writer and the readers of a state directory, and puts the SQL of the modules beside it behind the
-port. Everything that changes the state is durable when it returns, except ``resee``. Iterators read a page at a
-time, so that they hold no snapshot: what changes meanwhile may or may not be in them.
+port. Everything that changes the state is durable when it returns. Iterators read a page at a time, so that they hold
+no snapshot: what changes meanwhile may or may not be in them.
 
 A queue library beside a key-value store was turned down: moving an event between ledger, retry queue and dead
 letters has to be one transaction.
@@ -26,7 +26,6 @@ from ingestd.store.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -180,10 +179,6 @@ class SqliteStore:
             if self._lock is not None:
                 self._lock.release()
 
-    def flush(self) -> None:
-        """Wait until everything that was submitted is on disk, ``resee`` too."""
-        self._write(lambda _: None)
-
     def probe(self) -> None:
         """Write something small: returns if the state takes it.
 
@@ -276,11 +271,6 @@ class SqliteStore:
                     documents, after = ledger.documents(connection, source, name, after, _PAGE)
                 yield from documents
                 more = len(documents) == _PAGE
-
-    def resee(self, seen: Sequence[Seen]) -> None:
-        """Replace what was seen of these documents. Durable soon: what is lost is only looked at once more."""
-        if seen:
-            self._submit(partial(seens.replace, seen=seen), weight=len(seen)).add_done_callback(_warn)
 
     def confirm(self, source: str) -> None:
         """Note that an operator confirmed the source's held deletes."""
@@ -416,14 +406,6 @@ class SqliteStore:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def _write(self, apply: Callable[[sqlite3.Connection], T], *, weight: int = 1) -> T:
-        return self._submit(apply, weight=weight).result()
-
-    def _submit(self, apply: Callable[[sqlite3.Connection], T], *, weight: int) -> Future[T]:
         if self._writer is None:
             raise FatalError(f"the state in {self._path} was opened to be looked at, not to be changed")
-        return self._writer.submit(apply, weight=weight)
-
-
-def _warn(future: Future[None]) -> None:
-    if error := future.exception():
-        _log.warning("what was seen of some documents could not be noted; they are looked at again: %s", error)
+        return self._writer.submit(apply, weight=weight).result()

@@ -56,9 +56,6 @@ class Store:
         """See ``ports.SeenStore``."""
         return iter([(document, document not in self.doubtful) for document in self.rows])
 
-    def resee(self, seen: object) -> None:
-        """See ``ports.SeenStore``."""
-
     def confirmed(self, source: str) -> bool:
         """See ``ports.SeenStore``."""
         confirmed, self.is_confirmed = self.is_confirmed, False
