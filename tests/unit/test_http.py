@@ -334,6 +334,28 @@ def test_an_idle_client_does_not_keep_the_server(server: HealthServer) -> None:
         assert not closing.is_alive()
 
 
+@pytest.mark.parametrize("count", [100, 200])
+def test_half_open_requests_do_not_keep_probes_out(server: HealthServer, count: int) -> None:
+    """With a hundred clients that never finish a request a probe is answered; with more than there is room for, too."""
+    host, port = server.address.split(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        assert ask(server, "/livez")[0] == 200
+
+
+def test_a_client_that_is_silent_is_dropped(server: HealthServer) -> None:
+    """Half a request, or none at all, does not hold a connection."""
+    host, port = server.address.split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=15) as silent,
+        socket.create_connection((host, int(port)), timeout=15) as halfway,
+    ):
+        halfway.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert (b"", b"") == (silent.recv(1), halfway.recv(1))
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.84, "0.8 s"), (59.0, "59.0 s"), (302, "5 min 2 s"), (7260, "2 h 1 min"), (273600, "3 d 4 h")],

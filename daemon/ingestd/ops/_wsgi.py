@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from http import HTTPStatus
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-_CONNECTIONS = 64
-_IDLE_SECONDS = 30
+_CONNECTIONS = 128
+"""Beyond these a connection waits to be accepted: at most until the oldest silent one is dropped."""
+_IDLE_SECONDS = 5
+"""A client that has begun no request, or not finished one, and is silent for so long is dropped."""
+_CLEANUP_SECONDS = 1
 _POLL_SECONDS = 1.0
 
 _log = structlog.get_logger("ingestd.http")
@@ -80,7 +83,7 @@ class Server:
             ident="ingestd",
             connection_limit=_CONNECTIONS,
             channel_timeout=_IDLE_SECONDS,
-            cleanup_interval=_IDLE_SECONDS // 3,
+            cleanup_interval=_CLEANUP_SECONDS,
             max_request_body_size=body_limit,
             max_request_header_size=16 * 1024,
             asyncore_use_poll=True,  # select() fails at the first descriptor above 1023
