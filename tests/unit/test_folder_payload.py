@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from ingestd.errors import DocumentError, Superseded, TransientError
 from ingestd.sources._globs import Globs
-from ingestd.sources._payload import SIDECAR_BYTES, FilePayload
+from ingestd.sources._payload import SIDECAR_BYTES, SIDECAR_DEPTH, FilePayload
 from ingestd.sources._tree import RootGoneError, Tree
 
 
@@ -118,12 +119,14 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sidecar", "why"),
     [
-        (b"{", "no valid JSON"),
-        (b"\xff", "no valid JSON"),
+        (b"{", "cannot be used as JSON"),
+        (b"\xff", "cannot be used as JSON"),
         (b'{"a": NaN}', "NaN"),
-        (b'{"a": "\\ud800"}', "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
-        (b"1" * 10_000, "no valid JSON"),
+        (b'{"a": "\\ud800"}', "cannot be used as JSON"),
+        (b"[" * 100_000, "cannot be used as JSON"),
+        (b'{"a": ' + b"[" * SIDECAR_DEPTH + b"]" * SIDECAR_DEPTH + b"}", "nested more than 32 levels deep"),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "nested more than 32 levels deep"),
+        (b"1" * 10_000, "cannot be used as JSON"),
         (b"[]", "no JSON object"),
         (b'{"title": 1}', "'title'"),
         (b'{"content_type": []}', "'content_type'"),
@@ -145,6 +148,15 @@ def test_a_sidecar_may_have_a_byte_order_mark_and_nulls(tmp_path: Path) -> None:
     (tmp_path / "a.meta.json").write_bytes(b'\xef\xbb\xbf{"title": null, "b": 1}')
     content = payload(tmp_path).read()
     assert (content.title, content.metadata) == (None, {"b": 1})
+
+
+def test_a_nested_sidecar_reaches_another_process(tmp_path: Path) -> None:
+    """As deep as a sidecar may be, what it says can be pickled, as it is on the way to the extraction's process."""
+    (tmp_path / "a").write_text("x")
+    inner = b"[" * (SIDECAR_DEPTH - 1) + b"]" * (SIDECAR_DEPTH - 1)
+    (tmp_path / "a.meta.json").write_bytes(b'{"a": ' + inner + b"}")
+    content = payload(tmp_path).read()
+    assert pickle.loads(pickle.dumps(content)) == content
 
 
 def test_a_sidecar_that_is_no_regular_file_is_none(tmp_path: Path) -> None:

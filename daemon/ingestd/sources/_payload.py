@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SIDECAR_BYTES = 1024 * 1024
 """The most bytes that a sidecar may have."""
+SIDECAR_DEPTH = 32
+"""The most levels of nesting: what is passed on between processes may not recurse without bound."""
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 _SPECIAL = frozenset({errno.ENXIO, errno.ENODEV})
 
@@ -132,9 +134,10 @@ class FilePayload:
             )
         try:
             said = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+            _refuse_depth(said)
             json.dumps(said, ensure_ascii=False).encode()  # a lone surrogate is valid JSON, and no text
         except (ValueError, RecursionError) as error:
-            raise DocumentError(f"{self.document_id}: its sidecar {name} is no valid JSON: {error}") from error
+            raise DocumentError(f"{self.document_id}: its sidecar {name} cannot be used as JSON: {error}") from error
         if not isinstance(said, dict):
             raise DocumentError(f"{self.document_id}: its sidecar {name} holds no JSON object")
         for key in ("title", "content_type"):
@@ -152,6 +155,16 @@ class _Said:
 
 def _refuse_constant(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _refuse_depth(value: Json) -> None:
+    level = [value]
+    for _ in range(SIDECAR_DEPTH + 1):
+        containers = [inner for inner in level if isinstance(inner, dict | list)]
+        if not containers:
+            return
+        level = [inner for outer in containers for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    raise ValueError(f"it is nested more than {SIDECAR_DEPTH} levels deep")
 
 
 def _read_up_to(descriptor: int, limit: int) -> bytes:
