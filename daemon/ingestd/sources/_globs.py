@@ -4,7 +4,7 @@ A pattern without a slash is held against one name: ``*.md`` is every Markdown f
 ``.*`` is every dot file and every dot directory with all that is below it. A pattern with a slash is held against the
 whole path below the root: ``articles/*.md``, ``**/drafts/**``. ``*`` and ``?`` stay within a name, ``**/`` stands for
 any number of directories, none included, ``[a-z]`` and ``[!a-z]`` for one character, and a slash at the end means a
-directory and all that is below it.
+directory and all that is below it. Braces are refused: a .gitignore has no alternatives either.
 
 ``fnmatch`` was turned down because its ``*`` runs across slashes, ``PurePath.full_match`` because it begins with
 Python 3.13 and cannot prune: a directory that is excluded is not even listed here.
@@ -36,9 +36,10 @@ class Globs:
 
     def __init__(self, include: Iterable[str], exclude: Iterable[str]) -> None:
         include, exclude = tuple(include), tuple(exclude)
-        self._included: _AnyOf | None = None
-        if not _EVERYTHING.intersection(include):
-            self._included = _AnyOf([_below(pattern) for pattern in include])
+        for pattern in (*include, *exclude):
+            _refuse_unusable(pattern)
+        included = _AnyOf([_below(pattern) for pattern in include])
+        self._included = None if _EVERYTHING.intersection(include) else included
         self._excluded_files = _AnyOf([pattern for pattern in exclude if not pattern.endswith("/")])
         self._excluded_directories = _AnyOf([_directory(pattern) for pattern in exclude])
 
@@ -59,8 +60,6 @@ class _AnyOf:
     __slots__ = ("_names", "_paths")
 
     def __init__(self, patterns: list[str]) -> None:
-        for pattern in patterns:
-            _refuse_unusable(pattern)
         anchored = [pattern.removeprefix("/") for pattern in patterns if "/" in pattern]
         self._names = _compiled([pattern for pattern in patterns if "/" not in pattern])
         self._paths = _compiled(anchored)
@@ -85,7 +84,7 @@ def _directory(pattern: str) -> str:
 def _refuse_unusable(pattern: str) -> None:
     if not pattern.strip("/"):
         raise ValueError(f"the pattern {pattern!r} matches nothing")
-    if {"", ".", ".."}.intersection(pattern.removeprefix("/").split("/")):
+    if {"", ".", ".."}.intersection(pattern.removeprefix("/").removesuffix("/").split("/")):
         raise ValueError(f"the pattern {pattern!r} has an empty, '.' or '..' part: patterns are paths below the folder")
 
 
@@ -120,6 +119,11 @@ def _translated(pattern: str) -> str:
             expression, at = expression + "[^/]", at + 1
         elif pattern[at] == "[" and (end := pattern.find("]", at + 2 + pattern.startswith("[!", at))) > 0:
             expression, at = expression + _character_class(pattern[at + 1 : end]), end + 1
+        elif pattern[at] in "{}":  # taken as they are they would match next to nothing, and nobody would be told
+            raise ValueError(
+                f"the pattern {pattern!r} has braces, which stand for nothing here: write a pattern for each "
+                "alternative, and [{] or [}] for the character itself"
+            )
         else:
             expression, at = expression + re.escape(pattern[at]), at + 1
     return expression
