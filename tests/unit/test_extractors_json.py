@@ -44,6 +44,14 @@ def test_none_of_the_fields() -> None:
         read(ARTICLE, Config(text_fields=("body", "text")))
 
 
+@pytest.mark.parametrize("data", ["", " \r\n\t", "\ufeff", "\ufeff\n"])
+@pytest.mark.parametrize("content_type", [None, "application/json", LINES])
+def test_nothing_is_a_document_without_text(data: str, content_type: str | None) -> None:
+    """An empty file has no text, as an empty one of any other kind has none; it is no broken document."""
+    assert read(data, content_type=content_type) == Document("")
+    assert read(data, Config(text_fields=("body",)), content_type) == Document("")
+
+
 def test_records() -> None:
     """Records of a list stand apart; metadata of many records are lists."""
     records = '[{"t": "a", "id": 1}, {"t": "b", "id": 2}]'
@@ -62,7 +70,7 @@ def test_bad_line_is_named() -> None:
         read('{"t": "a"}\n{"t": ', content_type=LINES)
 
 
-@pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[NaN]", "[1e999]", "[" + "9" * 5_000 + "]", '"a\nb"'])
+@pytest.mark.parametrize("text", ["{", "{'a': 1}", "[NaN]", "[1e999]", "[" + "9" * 5_000 + "]", '"a\nb"'])
 def test_bad_json(text: str) -> None:
     """What is no JSON, or holds numbers that no JSON reader shares, is refused."""
     with pytest.raises(DocumentError, match="not valid JSON"):

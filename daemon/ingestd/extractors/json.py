@@ -72,6 +72,8 @@ class JsonExtractor:
             DocumentError: The bytes are no JSON, nested too deeply, or have none of the fields that are asked for.
         """
         text = decode(content.data, charset=parameter(content.content_type, "charset"))
+        if not text.strip():
+            return Document("")  # an empty file is one without text, of any kind
         value = list(_lines(text)) if media_type(content.content_type) == LINES else _parsed(text, "")
         _refuse_depth(value, self._config.max_depth)
         title = next((found for found in _lookup(value, self._config.title_field) if isinstance(found, str)), None)
