@@ -105,7 +105,11 @@ class Source(Protocol):
         ...
 
     def revive(self, parked: Parked | DeadLetter) -> Event | None:
-        """Return the event of a parked record or a dead letter, or None if there is nothing left to try again."""
+        """Return the event of a parked record or a dead letter, or None if there is nothing left to try again.
+
+        Raises:
+            UnavailableError: It cannot be said now; the record stays parked.
+        """
         ...
 
     def checks(self) -> Sequence[Check]:

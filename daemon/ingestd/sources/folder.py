@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ingestd.errors import UnavailableError
 from ingestd.model import Check, Event, Op, Parked
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
@@ -49,6 +50,7 @@ DUTY = 10
 """Scans that hints ask for wait this many times as long as the last scan took, so that a storm costs a tenth."""
 
 _CURE_ROOT = "mount or create the folder, and let the daemon's user read it"
+_CURE_LOOK = "mount the folder, or let the daemon's user read it, and it is tried again"
 _CURE_DIRECTORIES = "let the daemon's user read and enter them, or exclude them"
 
 
@@ -169,8 +171,11 @@ class FolderSource:
     def revive(self, parked: Parked | DeadLetter) -> Event | None:
         """Return the event of a record, made from the file as it is now.
 
-        None: the file is gone, or is back (for a delete), or it cannot be said. The source then looks at it by itself,
-        as if it had never been settled, so that nothing is lost by it.
+        None: the file is gone, or is back (for a delete). The source then looks at it by itself, as if it had never
+        been settled, so that nothing is lost by it.
+
+        Raises:
+            UnavailableError: The folder is gone, or the file system does not say whether the file is there.
         """
         document = parked.key.document_id
         path = path_of(self.name, document)
@@ -178,10 +183,12 @@ class FolderSource:
         try:
             found = None if path is None else self._tree.look(path)
         except (OSError, RootGoneError) as error:
-            log.warning("a file could not be looked at", source=self.name, document_id=document, error=str(error))
-        else:
-            if (parked.op is Op.DELETE) == (found is None):
-                return self._rounds.event(document, path, found, attempt, since)
+            raise UnavailableError(
+                f"source:{self.name}",
+                f"{document} cannot be looked at ({error}): {_CURE_LOOK}",
+            ) from error
+        if (parked.op is Op.DELETE) == (found is None):
+            return self._rounds.event(document, path, found, attempt, since)
         self._rounds.asked.append(document)
         return None
 

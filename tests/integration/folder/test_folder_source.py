@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingestd.errors import DocumentError
+from ingestd.errors import DocumentError, UnavailableError
 from ingestd.model import DeadLetter, Failure, Op, Parked, Stage, Verdict
 
 if TYPE_CHECKING:
@@ -363,6 +364,29 @@ def test_a_parked_event_comes_back_from_its_file(rig: Rig) -> None:
     assert (event.op, event.attempt, event.size, event.payload.read().data) == (Op.UPSERT, 3, 4, b"text")
     assert source.revive(parked(Op.UPSERT, "s/../../etc/passwd")) is None
     assert source.revive(parked(Op.UPSERT, "other/a")) is None
+
+
+def test_what_cannot_be_looked_at_is_neither_tried_nor_given_up(rig: Rig) -> None:
+    """Whether the folder is away or a directory may not be entered: the record waits, and comes back afterwards."""
+    rig.write("x/a")
+    source, away, record = rig.source(), rig.root.parent / "away", parked(Op.UPSERT, "s/x/a")
+    rig.root.rename(away)
+    for op in Op:
+        with pytest.raises(UnavailableError, match="s/x/a cannot be looked at") as raised:
+            source.revive(parked(op, "s/x/a"))
+        assert raised.value.dependency == "source:s"
+    away.rename(rig.root)
+    (rig.root / "x").chmod(0)
+    as_user = ctypes.CDLL(None).setfsuid  # of this thread alone; root may enter everything
+    before = as_user(65534)
+    try:
+        with pytest.raises(UnavailableError, match="Permission denied"):
+            source.revive(record)
+    finally:
+        as_user(before)
+        (rig.root / "x").chmod(0o755)
+    assert source.revive(record) is not None
+    assert not source._rounds.asked
 
 
 def test_a_dead_letter_comes_back_as_a_first_try(rig: Rig) -> None:
