@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -262,6 +263,28 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
             assert list(command.dead_letters()) == []
         process.send_signal(signal.SIGKILL)
         SqliteStore.open(tmp_path, clock=time, wait=10.0).close(clean=True)
+
+
+def test_a_probe_finds_out_that_the_disk_is_back(tmp_path: Path) -> None:
+    """While nothing can be written each probe says so; the first one that goes through ends the failing, alone."""
+    with SqliteStore.open(tmp_path, clock=time) as store:
+        store.probe()
+        failing = [store.failing]
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # every write of this process fails
+        try:
+            for _ in range(2):
+                with pytest.raises(UnavailableError) as refused:
+                    store.probe()
+                assert refused.value.dependency == "state"
+                failing.append(store.failing)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        failing.append(store.failing)
+        store.probe()
+        failing.append(store.failing)
+        assert [why is not None for why in failing] == [False, True, True, True, False]
+        assert store.settle(batch(1), FINGERPRINTS) == Settled()
 
 
 def test_children_do_not_inherit_the_lock(tmp_path: Path) -> None:

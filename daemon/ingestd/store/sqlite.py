@@ -130,7 +130,7 @@ class SqliteStore:
 
     @property
     def failing(self) -> str | None:
-        """Why the last change could not be made durable; None when it could."""
+        """Why the last change could not be made durable; None when it could. ``probe`` brings it up to date."""
         return self._writer.failing if self._writer is not None else None
 
     def __enter__(self) -> Self:
@@ -180,10 +180,11 @@ class SqliteStore:
                 self._lock.release()
 
     def probe(self) -> None:
-        """Write something small: returns if the state takes it.
+        """Write something small: returns if the state takes it, and ``failing`` is then None.
 
         Raises:
-            UnavailableError: It does not.
+            UnavailableError: It does not, and ``failing`` says why.
+            FatalError: It never will again: it is damaged, was replaced, or is closed.
         """
         query = (
             "INSERT INTO meta (key, value) VALUES ('probe', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"

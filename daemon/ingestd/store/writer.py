@@ -80,7 +80,7 @@ class Writer:
 
     @property
     def failing(self) -> str | None:
-        """Why the last transaction failed; None when it did not."""
+        """Why the last transaction failed; None when it did not. Only the next one clears it."""
         return self._failing
 
     def submit(self, apply: Callable[[sqlite3.Connection], T], *, weight: int = 1) -> Future[T]:
