@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -220,6 +221,77 @@ def test_a_folder_in_use_names_its_holder(own_lite: Lite, tmp_path: Path) -> Non
     assert not (tmp_path / "other.json").exists()
     second.close()
     assert own_lite.alive
+
+
+def test_close_ends_a_start_that_hangs(own_lite: Lite, tmp_path: Path) -> None:
+    """A child that waits for a folder in use does not hold up the end of the daemon: not it, and not its callers."""
+    hanging = Lite(tmp_path / "lite", tmp_path / "other.json", lock_seconds=120)
+    seen: list[Exception] = []
+
+    def call(method: Callable[[], str]) -> None:
+        try:
+            method()
+        except UnavailableError as error:
+            seen.append(error)
+
+    callers = [threading.Thread(target=call, args=(method,)) for method in (hanging.start, hanging.ensure)]
+    for caller in callers:
+        caller.start()
+    _wait(lambda: hanging.alive)
+    child = hanging.pid
+    assert child is not None
+    started = time.monotonic()
+    hanging.close()
+    for caller in callers:
+        caller.join(timeout=5)
+    assert time.monotonic() - started < 5
+    assert [str(error) for error in seen] == ["Milvus Lite is closed"] * 2
+    assert not psutil.pid_exists(child)
+    assert own_lite.alive
+
+
+def test_a_child_that_does_not_come_up_is_given_pauses(own_lite: Lite, tmp_path: Path) -> None:
+    """Calls between two starts fail at once and say how long to wait; the pauses double; a good start ends them."""
+    now = 1000.0
+    lite = Lite(tmp_path / "lite", tmp_path / "other.json", lock_seconds=0.1, clock=lambda: now)
+    with pytest.raises(ConfigError):
+        lite.start()
+    for pause in (1.0, 2.0, 4.0):
+        with pytest.raises(UnavailableError, match=r"in use: .* the next time is in") as caught:
+            lite.ensure()
+        assert caught.value.wait == pause
+        assert lite.pid is None
+        now += pause
+        with pytest.raises(UnavailableError, match="does not start again"):
+            lite.ensure()
+    now += 8.0
+    own_lite.close()
+    assert lite.ensure()
+    lite.close()
+
+
+def test_an_index_that_cannot_be_kept_is_an_outage(own_lite: Lite, connection: Connection, tmp_path: Path) -> None:
+    """Lite answers trouble with its disk as it answers all else, with 1: of a load after a restart it is an outage.
+
+    A file where the indexes' folder should be stands for a disk that is full.
+    """
+    sink = MilvusSink(connection, articles("full"))
+    sink.prepare()
+    sink.upsert([sample(n) for n in range(100)])
+    own_lite.restart()
+    sink.probe()
+    own_lite.restart()
+    folders = {file.parent for file in (tmp_path / "lite").rglob("*.idx")}
+    assert folders
+    for folder in folders:
+        shutil.rmtree(folder)
+        folder.touch()
+    for call in (sink.probe, lambda: sink.existing([sample(1).id])):  # counting alone needs no index
+        with pytest.raises(UnavailableError, match=r"loading full: .*\[code 1\]"):
+            call()
+    for folder in folders:
+        folder.unlink()
+    assert sink.existing([sample(1).id]) == {sample(1).id}
 
 
 def test_the_address_is_written_for_others(own_lite: Lite, tmp_path: Path) -> None:

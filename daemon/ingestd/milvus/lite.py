@@ -49,6 +49,8 @@ MEMTABLE_BYTES = 4 << 20
 """Rows that are not in a segment yet are searched one by one: 4 MiB keep that at 85 ms, the default at 2.6 s."""
 LARGEST_MESSAGE = 64 << 20
 """What a server takes, so that nothing works here that would fail there."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two starts, at most, of a Lite that does not come up: it begins with one, and doubles."""
 _LOOPBACK = "127.0.0.1"
 
 
@@ -71,15 +73,32 @@ class Lite:
         data_dir: Its data folder; made if need be. One process at a time can have it.
         address_file: Where to write down the address for other processes, who search through it while it ingests.
         lock_seconds: How long to wait for another process that has the folder.
+        clock: Seconds, as ``time.monotonic`` gives them.
     """
 
-    def __init__(self, data_dir: Path, address_file: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        address_file: Path,
+        *,
+        lock_seconds: float = LOCK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._data_dir = data_dir.absolute()
         self._address_file = address_file
         self._lock_seconds = lock_seconds
+        self._clock = clock
+        # Held while the child starts and ends, which may take minutes. ``close`` must not wait that long for it.
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._uri = ""
+        self._failures = 0
+        """Starts that failed, in a row."""
+        self._failed_at = 0.0
+        self._failure = ""
+        # Held for moments: what ``close`` has to know of a start that is under way.
+        self._brief = threading.Lock()
+        self._starting: Child | None = None
         self._closed = False
 
     @property
@@ -107,10 +126,14 @@ class Lite:
     def ensure(self) -> str:
         """Return the address of a child that runs: a new one if the last one died.
 
+        After starts that failed there is a pause, in which this raises at once: there are many callers, and each of
+        them would wait for a start of its own.
+
         Raises:
             UnavailableError: It does not start now.
         """
         with self._lock:
+            self._pause()
             try:
                 return self._start()
             except ConfigError as error:
@@ -129,39 +152,79 @@ class Lite:
             return self._start()
 
     def close(self) -> None:
-        """Let the child finish its request and close its database, and remove the address file."""
-        with self._lock:
+        """Let the child finish its request and close its database, and remove the address file.
+
+        A child that has not answered yet is killed, and whoever waits for its start gets UnavailableError: what it
+        has in its folder survives a kill.
+        """
+        with self._brief:
             self._closed = True
+            if self._starting is not None:
+                self._starting.kill()
+        with self._lock:
             self._end()
 
+    def _pause(self) -> None:
+        if self._closed or self.alive or not self._failures:
+            return
+        left = self._failed_at + min(2.0 ** (self._failures - 1), LONGEST_PAUSE) - self._clock()
+        if left > 0:
+            message = f"{self._failure} (tried {self._failures} times, the next time is in {left:.0f} s)"
+            raise UnavailableError(DEPENDENCY, message, wait=left)
+
     def _start(self) -> str:
-        if self._closed:
-            raise UnavailableError(DEPENDENCY, "Milvus Lite is closed")
+        self._check_open()
         if self.alive:
             return self._uri
         self._end()
+        try:
+            self._uri = self._fresh()
+        except (ConfigError, UnavailableError, OSError) as error:
+            self._failures += 1
+            self._failed_at = self._clock()
+            self._failure = str(error)
+            self._end()
+            if isinstance(error, OSError):  # no process to be had, or no room for the address file
+                raise UnavailableError(DEPENDENCY, f"Milvus Lite did not start: {error}") from error
+            raise
+        self._failures = 0
+        return self._uri
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError(DEPENDENCY, "Milvus Lite is closed")
+
+    def _fresh(self) -> str:
+        """Start a child and return its address."""
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             self._address_file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"milvus.uri: the folder {self._data_dir} cannot be used: {error}") from error
-        child = self._child = Child(
-            "ingestd.milvus.lite:serve",
-            name="milvus-lite",
-            env={"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES), "GRPC_VERBOSITY": "ERROR"},
-            grace=GRACE_SECONDS,
-        )
+        with self._brief:
+            self._check_open()
+            child = self._child = self._starting = Child(
+                "ingestd.milvus.lite:serve",
+                name="milvus-lite",
+                env={"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES), "GRPC_VERBOSITY": "ERROR"},
+                grace=GRACE_SECONDS,
+            )
         try:
             answer = child.request((str(self._data_dir), self._lock_seconds), self._lock_seconds + START_SECONDS)
         except ChildDied as error:
+            child.kill()  # it may live on without its pipe
+            self._check_open()
             raise UnavailableError(DEPENDENCY, f"Milvus Lite did not start: {error}; see its messages above") from error
+        finally:
+            with self._brief:
+                self._starting = None
         if isinstance(answer, _Locked):
             self._end()
             raise ConfigError(self._locked(answer))
         assert isinstance(answer, _Serving)  # noqa: S101 - our own child on our own pipe, for the type checker
-        self._uri = f"http://{_LOOPBACK}:{answer.port}"
-        _write(self._address_file, json.dumps({"uri": self._uri, "pid": child.pid}))
-        return self._uri
+        uri = f"http://{_LOOPBACK}:{answer.port}"
+        _write(self._address_file, json.dumps({"uri": uri, "pid": child.pid}))
+        return uri
 
     def _end(self) -> None:
         child, self._child = self._child, None
