@@ -73,7 +73,7 @@ class Superseded(Exception):  # noqa: N818 - a verdict, not an error
     """A document is no longer what the event was about; a later event takes its place."""
 
 
-class Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+class Stopped(BaseException):
     """The daemon is stopping: unwind and return."""
 
 

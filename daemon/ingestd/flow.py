@@ -27,15 +27,16 @@ from ingestd.engine.health import Health
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pipeline import Pipeline
 from ingestd.engine.pulse import Pulse
-from ingestd.engine.reconcile import reconcile
+from ingestd.engine.reconcile import Reconciled, reconcile
 from ingestd.engine.retry import RetryPolicy
 from ingestd.engine.runner import Faults, Parts, Runner
 from ingestd.engine.settle import Settle
 from ingestd.engine.sources import RetryQueue, SourceThread
 from ingestd.engine.tally import Tally
+from ingestd.errors import UnavailableError
 from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.metrics import Metrics
-from ingestd.model import Check, Event, Fingerprints, Verdict
+from ingestd.model import Check, Event, Fingerprints, Role, Verdict
 from ingestd.parts import (
     MeasuredEmbedder,
     SystemClock,
@@ -46,11 +47,12 @@ from ingestd.parts import (
     open_store,
     own_milvus,
     schema_of,
+    strangers,
     tokenizer_of,
 )
 from ingestd.sinks.milvus import MilvusSink
 from ingestd.stages.chunk import Chunk
-from ingestd.stages.embed import Embed, VectorField
+from ingestd.stages.embed import PROBE, Embed, VectorField
 from ingestd.stages.extract import Extract
 from ingestd.stages.write import Write
 
@@ -61,11 +63,15 @@ if TYPE_CHECKING:
     from ingestd.devices.pool import Pool
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo
-    from ingestd.ports import Chunker, Clock, Embedder, SeenStore, Source
+    from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
 FIRST_STEP = "opening the state"
+WORKER_START = 90.0
+"""Seconds that extraction workers may take to start, on a machine that is busy."""
+LONGEST_CHUNKING = 300.0
+"""Seconds for the longest text: 20 million characters without a full stop take two minutes on a busy core."""
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +141,7 @@ class _Prepared:
     """A collection that is as it should be."""
 
     sink: MilvusSink
+    identity: str
     processing: _Processing
 
     @property
@@ -192,8 +199,7 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         prepared = {}
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
-            sink = _prepare(ground, collection, unclean=unclean is not None)
-            prepared[collection] = _Prepared(sink, processing[collection])
+            prepared[collection] = _prepare(ground, collection, processing[collection], unclean=unclean is not None)
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once)
@@ -206,20 +212,23 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
     return _Processing(chunker, fingerprints_of(settings, collection, tokenizer, extraction))
 
 
-def _prepare(ground: _Ground, collection: str, *, unclean: bool) -> MilvusSink:
+def _prepare(ground: _Ground, collection: str, processing: _Processing, *, unclean: bool) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
     sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos))
 
     def beat() -> None:
-        ground.pulse.beat("start")
+        ground.pulse.busy("start", "Milvus", _silence(ground.settings)["write"])
 
-    identity = ground.breakers.hold(sink.prepare, beat=beat)
-    found = ground.breakers.hold(lambda: reconcile(ground.store, sink, identity, unclean=unclean, beat=beat), beat=beat)
+    def made_true() -> Reconciled:
+        return reconcile(ground.store, sink, identity, unclean=unclean, beat=beat)
+
+    identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
+    found = ground.breakers.hold(made_true, beat=beat, calling=beat)
     ground.pulse.end("start")
     if found.rebuilt or ground.store.rebuilt:
         reason = "corrupt" if ground.store.rebuilt else "unbound"
         ground.metrics.state.ledger_rebuilds.labels(collection=collection, reason=reason).inc()
-    return sink
+    return _Prepared(sink, identity, processing)
 
 
 def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *, once: bool) -> Daemon:
@@ -227,8 +236,8 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
     settings, pulse, faults = ground.settings, ground.pulse, ground.faults
     stop = threading.Event()
     sources = {name: _source(ground, prepared, name) for name in settings.sources}
-    parked = sum(1 for event in ground.store.parked() if event.source in sources)
-    tally = Tally(ground.metrics, parked)
+    owned = {(name, source.collection) for name, source in sources.items()}
+    tally = Tally(ground.metrics, parked=ground.store.waiting(owned))
     lanes: dict[str, Lanes] = {}
     retries = RetryQueue(
         ground.store,
@@ -267,6 +276,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         sources=sources,
         threads=threads,
         retries=retries,
+        heal=lambda: _heal(ground),
         stop=stop,
     )
     runner = Runner(parts, drain_seconds=settings.shutdown.drain_seconds)
@@ -316,8 +326,15 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
     )
     processing = prepared.fingerprints.processing
 
-    def beating(stage: str) -> Callable[[], None]:
-        return lambda: ground.pulse.beat(f"{name}/{stage}")
+    silence = _silence(settings)
+
+    def patience(stage: str) -> Patience:
+        """Hold calls on the stage's own threads, which beat under their names."""
+        return breakers.patience(
+            name,
+            beat=lambda: ground.pulse.beat(threading.current_thread().name),
+            calling=lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage]),
+        )
 
     fields = [
         VectorField(
@@ -331,6 +348,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
     return Pipeline(
         name,
         sink=prepared.sink,
+        identity=prepared.identity,
         lanes=lanes[name],
         events=events,
         extract=Extract(
@@ -339,6 +357,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             fingerprint=processing,
             clock=ground.clock,
             shared_ids=configured.shared_ids,
+            patience=patience("extract"),
         ),
         readers=settings.extraction.workers,
         chunk=Chunk(
@@ -347,21 +366,38 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             validate=prepared.sink.validate,
             max_chunks=limits.max_chunks,
         ),
-        embed=Embed(fields, window=settings.embedding.window, patience=breakers.patience(name, beating("embed"))),
+        embed=Embed(fields, window=settings.embedding.window, patience=patience("embed")),
         window=settings.embedding.window,
         linger=settings.embedding.linger_seconds,
-        write=Write(prepared.sink, store, fingerprint=processing, patience=breakers.patience(name, beating("write"))),
-        silence=_silence(settings),
+        write=Write(prepared.sink, store, fingerprint=processing, patience=patience("write")),
+        silence=silence,
         settle=settle.put,
         pulse=ground.pulse,
         fail=ground.faults.fail,
     )
 
 
-def _silence(settings: Settings) -> float:
-    """Return the seconds that a stage may rightly be silent: its slowest call, tried once more after a restart."""
-    model = 3 * settings.embedding.timeout_seconds + settings.embedding.load_timeout_seconds
-    return max(model, 10 * settings.milvus.timeout_seconds, 3 * settings.extraction.wall_seconds)
+def _silence(settings: Settings) -> dict[str, float]:
+    """Return the seconds that each stage may rightly be silent: its slowest call, tried again on new workers."""
+    model = settings.embedding.timeout_seconds + settings.embedding.load_timeout_seconds
+    return {
+        "extract": 2 * settings.extraction.wall_seconds + WORKER_START,
+        "chunk": LONGEST_CHUNKING,
+        "embed": 3 * model,
+        "write": 10 * settings.milvus.timeout_seconds,
+    }
+
+
+def _heal(ground: _Ground) -> None:
+    """Ask what failed while idle whether it works again: nothing else would, until the next document."""
+    try:
+        if ground.store.failing is not None:
+            ground.store.probe()
+        if not all(check.ok for check in ground.pool.checks()):
+            for name, embedder in ground.embedders.items():
+                embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
+    except UnavailableError as error:
+        log.warning("still not well", dependency=error.dependency, error=str(error))
 
 
 def _extraction(settings: Settings) -> IsolatedExtraction:
@@ -388,16 +424,15 @@ def _breakers(metrics: Metrics) -> Breakers:
 
 
 def _name_strangers(settings: Settings, store: SqliteStore) -> None:
-    """Say which sources have documents and are configured no more: nothing of theirs is changed."""
-    for source, collection, documents in store.sources():
-        if documents and source not in settings.sources:
-            log.warning(
-                "a source that is not configured any more has documents; they stay",
-                source=source,
-                collection=collection,
-                documents=documents,
-                cure=f"put it back, or delete them with: ingestd forget --source {source}",
-            )
+    """Say which documents no configured source feeds any more: nothing of theirs is changed."""
+    for source, collection, documents in strangers(settings, store):
+        log.warning(
+            "documents that no configured source feeds any more stay as they are",
+            source=source,
+            collection=collection,
+            documents=documents,
+            cure=f"put the source back, or delete them with: ingestd forget --source {source}",
+        )
 
 
 def _overview(ground: _Ground, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline]) -> Mapping[str, Json]:

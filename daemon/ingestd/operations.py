@@ -5,14 +5,14 @@ The same functions serve both, so that ``ingestd dead-letters replay`` means the
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 from ingestd.errors import ConfigError
 from ingestd.model import Role, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from ingestd.flow import Daemon
     from ingestd.model import Check, ChunkId, DeadLetter, Json, ModelInfo
@@ -23,59 +23,97 @@ KEYS = 1_000
 """Rows that are deleted at a time."""
 
 
-def replay(store: SqliteStore, ids: Sequence[int]) -> dict[str, int]:
-    """Move dead letters to the retry queue, due now; return how many there were, by source."""
-    return dict(store.requeue(ids))
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of dead letters that were to be tried again."""
+
+    by_source: Mapping[str, int]
+    """How many more wait in the retry queue now."""
+    taken: tuple[int, ...]
+    left: tuple[int, ...]
+    """Those of a source that is not configured any more, or feeds another collection now: they stay."""
+
+    def said(self) -> dict[str, Json]:
+        """Return it as the command prints it."""
+        return {"replayed": len(self.taken), "left": list(self.left)}
 
 
-def forget(store: SqliteStore, sinks: Mapping[str, Sink], source: str) -> dict[str, Json]:
-    """Delete all rows of a source, and all that is known of it.
+def replay(store: SqliteStore, feeds: Collection[tuple[str, str]], ids: Sequence[int]) -> Replayed:
+    """Move dead letters to the retry queue, due now.
+
+    Args:
+        store: The state.
+        feeds: Which configured source feeds which collection.
+        ids: The letters; those that are not there are left out.
+    """
+    letters = list(store.dead_letters(ids, data=False))
+    ours = tuple(letter.id for letter in letters if (letter.source, letter.key.collection) in feeds)
+    left = tuple(letter.id for letter in letters if (letter.source, letter.key.collection) not in feeds)
+    return Replayed(dict(store.requeue(ours)), ours, left)
+
+
+def forget(
+    store: SqliteStore, sinks: Mapping[str, Sink], feeds: Collection[tuple[str, str]], source: str
+) -> dict[str, Json]:
+    """Delete all rows of a source, and all that is known of it, in collections that it does not feed any more.
 
     Args:
         store: The state.
         sinks: By collection.
-        source: Not configured any more, or nothing would keep it from coming back.
+        feeds: Which configured source feeds which collection: there its documents would come back.
+        source: The source's name.
 
     Raises:
-        ConfigError: Nothing is known of the source, or one of its collections is not configured.
+        ConfigError: There is nothing to forget, or one of its collections is not configured.
     """
-    collections = [collection for name, collection, _documents in store.sources() if name == source]
+    known = [collection for name, collection, _documents in store.sources() if name == source]
+    collections = [collection for collection in known if (source, collection) not in feeds]
+    if known and not collections:
+        raise ConfigError(
+            f"the source {source!r} is configured, so its documents would come back; "
+            "take it out of the configuration first (and restart the daemon, if one runs)"
+        )
     if not collections:
-        known = ", ".join(sorted({name for name, _collection, _documents in store.sources()})) or "none"
-        raise ConfigError(f"nothing is known of a source {source!r}; known: {known}")
+        names = ", ".join(sorted({name for name, _collection, _documents in store.sources()})) or "none"
+        raise ConfigError(f"nothing is known of a source {source!r}; known: {names}")
     absent = [collection for collection in collections if collection not in sinks]
     if absent:
         raise ConfigError(
             f"the collection {', '.join(absent)} of the source {source!r} is not in the configuration, "
             "so its rows cannot be reached; put it back, and then forget the source"
         )
+    counts = [_forget_in(store, sinks[collection], source) for collection in collections]
+    documents, rows = (sum(column) for column in zip(*counts, strict=True))
+    return {"source": source, "documents": documents, "rows": rows}
+
+
+def _forget_in(store: SqliteStore, sink: Sink, source: str) -> tuple[int, int]:
+    """Delete a source's rows in one collection; return the number of documents and of rows."""
     documents = rows = 0
-    for collection in collections:
-        batch: list[ChunkId] = []
-        for entry in store.collection_entries(collection):
-            if entry.source != source:
-                continue
+    batch: list[ChunkId] = []
+    for entry in store.collection_entries(sink.collection):
+        if entry.source == source:
             documents += not entry.deleted
             batch += [*entry.present, *entry.doubtful]
-            if len(batch) >= KEYS:
-                sinks[collection].delete(batch)
-                rows += len(batch)
-                batch = []
-        if batch:
-            sinks[collection].delete(batch)
+        if len(batch) >= KEYS:
+            sink.delete(batch)
             rows += len(batch)
-        store.forget(source, collection)
-    return {"source": source, "documents": documents, "rows": rows}
+            batch = []
+    if batch:
+        sink.delete(batch)
+    store.forget(source, sink.collection)
+    return documents, rows + len(batch)
 
 
 def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
     """Return what the control socket of a running daemon offers."""
+    feeds = {(name, source.collection) for name, source in daemon.sources.items()}
 
     def replay_here(arguments: Mapping[str, Json]) -> Json:
-        moved = replay(daemon.store, _ids(arguments))
-        for source, count in moved.items():
+        moved = replay(daemon.store, feeds, _ids(arguments))
+        for source, count in moved.by_source.items():
             daemon.tally.requeue(source, count)
-        return {"replayed": sum(moved.values())}
+        return moved.said()
 
     def discard(arguments: Mapping[str, Json]) -> Json:
         return {"discarded": daemon.store.discard(_ids(arguments))}
@@ -84,16 +122,11 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
         return {"hastened": daemon.store.hasten(daemon.clock.time())}
 
     def forget_here(arguments: Mapping[str, Json]) -> Json:
-        source = str(arguments["source"])
-        if source in daemon.sources:
-            raise ConfigError(
-                f"the source {source!r} is configured and running: its documents would come back; "
-                "take it out of the configuration and restart the daemon first"
-            )
-        return forget(daemon.store, {name: pipeline.sink for name, pipeline in daemon.pipelines.items()}, source)
+        sinks = {name: pipeline.sink for name, pipeline in daemon.pipelines.items()}
+        return forget(daemon.store, sinks, feeds, _name(arguments, "source"))
 
     def confirm(arguments: Mapping[str, Json]) -> Json:
-        name = str(arguments["source"])
+        name = _name(arguments, "source")
         if name not in daemon.sources:
             raise ConfigError(f"there is no source {name!r}; there is {', '.join(sorted(daemon.sources))}")
         return {"source": name, "confirmed": daemon.sources[name].confirm()}
@@ -127,10 +160,10 @@ def status(daemon: Daemon) -> dict[str, Json]:
 
 def embedded(embedders: Mapping[str, Embedder], arguments: Mapping[str, Json]) -> dict[str, Json]:
     """Embed queries with models that are loaded already: ``embedder``, ``texts``, ``kind``."""
-    name, texts = str(arguments["embedder"]), arguments["texts"]
-    if name not in embedders or not isinstance(texts, list):
-        raise ConfigError(f"the running daemon has no embedder {name!r}")
-    kind = VectorKind(str(arguments["kind"]))
+    name, texts, kind_name = _name(arguments, "embedder"), arguments.get("texts"), _name(arguments, "kind")
+    if name not in embedders or not isinstance(texts, list) or kind_name not in set(VectorKind):
+        raise ConfigError(f"the running daemon cannot embed with {name!r}")
+    kind = VectorKind(kind_name)
     vectors = embedders[name].embed([str(text) for text in texts], Role.QUERY, frozenset({kind}))[kind]
     if isinstance(vectors, SparseVectors):
         pointers = cast("list[Json]", vectors.indptr.tolist())
@@ -170,7 +203,14 @@ def _plain(check: Check) -> dict[str, Json]:
 
 
 def _ids(arguments: Mapping[str, Json]) -> list[int]:
-    ids = arguments["ids"]
-    if not isinstance(ids, list) or not all(isinstance(number, int) for number in ids):
-        raise ConfigError("ids: must be a list of numbers")
+    ids = arguments.get("ids")
+    if not isinstance(ids, list) or not all(type(number) is int and 0 <= number < 1 << 63 for number in ids):
+        raise ConfigError("ids: must be a list of dead letters' numbers")
     return cast("list[int]", ids)
+
+
+def _name(arguments: Mapping[str, Json], key: str) -> str:
+    value = arguments.get(key)
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}: must be a name")
+    return value

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
-SOCKET = "control.sock"
-"""In the state directory: where the daemon takes commands."""
 
 
 class SystemClock:
@@ -56,6 +54,17 @@ def open_store(settings: Settings, clock: Clock) -> SqliteStore:
         keep_bytes=settings.dead_letters.keep_bytes,
         max_dead_letters=settings.dead_letters.most,
     )
+
+
+def feeds(settings: Settings) -> set[tuple[str, str]]:
+    """Return which configured source feeds which collection."""
+    return {(name, plugin.config.collection) for name, plugin in settings.sources.items()}  # type: ignore[attr-defined]
+
+
+def strangers(settings: Settings, store: SqliteStore) -> list[tuple[str, str, int]]:
+    """Return (source, collection, documents) of documents that no configured source feeds any more."""
+    configured = feeds(settings)
+    return [known for known in store.sources() if known[2] and known[:2] not in configured]
 
 
 @contextmanager
@@ -187,9 +196,15 @@ def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:
 
 def fingerprints_of(settings: Settings, collection: str, tokenizer: Tokenizer, extraction: Extraction) -> Fingerprints:
     """Return what a collection's rows, and its dead letters, rest on."""
-    fields = sorted(settings.collections[collection].fields)
+    configured, limits = settings.collections[collection], settings.limits
     hasher = hashlib.sha256(settings.chunkers[collection].identity())
-    hasher.update(canonical_json([tokenizer.digest, tokenizer.limit, extraction.fingerprint, fields]))
+    hasher.update(
+        canonical_json([tokenizer.digest, tokenizer.limit, extraction.fingerprint, sorted(configured.fields)])
+    )
     processing = hasher.hexdigest()
-    hasher.update(canonical_json([settings.limits.model_dump(), settings.extraction.model_dump()]))
+    embedders = sorted({vector.embedder for vector in configured.vectors.values()})
+    for name in embedders:
+        hasher.update(settings.embedders[name].identity())
+    bounds = [limits.max_bytes, limits.max_text, limits.max_chunks, settings.extraction.model_dump(mode="json")]
+    hasher.update(canonical_json([bounds, configured.model_dump(mode="json")]))
     return Fingerprints(processing, hasher.hexdigest())

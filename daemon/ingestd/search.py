@@ -17,8 +17,8 @@ import numpy as np
 from ingestd.devices.check import check
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import ModelInfo, Role, SparseVectors, VectorKind
-from ingestd.ops.control import NotRunning, call
-from ingestd.parts import SOCKET, kind_of, milvus, models, schema_of
+from ingestd.ops.control import SOCKET_NAME, NotRunning, call
+from ingestd.parts import kind_of, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class DaemonEmbedder:
 
 def _of_daemon(settings: Settings, embedders: Mapping[str, Embedder]) -> dict[str, QueryEmbedder]:
     """Return the embedders, those that a running daemon has loaded through it."""
-    socket = settings.state_dir / SOCKET
+    socket = settings.state_dir / SOCKET_NAME
     try:
         known = cast("dict[str, dict[str, Any]]", call(socket, "models", {}, BUSY))
     except (NotRunning, UnavailableError, ConfigError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
@@ -16,9 +17,11 @@ from ingestd.engine.lanes import Lanes
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ingestd.model import DocumentKey, Event
 
-DEADLINE = 30.0
+DEADLINE = 10.0
 EVENTS, BYTES = 4, 12
 
 orders = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=25)
@@ -26,6 +29,16 @@ orders = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size
 
 def nothing() -> None:
     """Do nothing."""
+
+
+@contextmanager
+def ending(lanes: Lanes, out: Channel[Event]) -> Iterator[None]:
+    """Let all threads end, also when the test fails."""
+    try:
+        yield
+    finally:
+        lanes.stop()
+        out.close()
 
 
 class Watch:
@@ -66,7 +79,7 @@ def test_each_document_in_order_and_alone(order: list[tuple[str, int]], seed: in
     events = [upsert(document, "x" * size, at) for at, (document, size) in enumerate(order)]
 
     def stage(number: int) -> None:
-        while (batch := out.take(1 + (number + seed) % 3, 0.0, DEADLINE)) is not None:
+        while (batch := out.take(1 + (number + seed) % 3, 0.0, 1.0)) is not None:
             for event in batch:
                 watch.begin(event)
             for event in reversed(batch):
@@ -78,7 +91,7 @@ def test_each_document_in_order_and_alone(order: list[tuple[str, int]], seed: in
             if lanes.events > EVENTS or (lanes.bytes > BYTES and lanes.events > 1):
                 watch.faults.append("over the budget")
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, ending(lanes, out):
         stages = [pool.submit(stage, number) for number in range(3)]
         pool.submit(source).result(DEADLINE)
         assert lanes.wait_idle(DEADLINE)
@@ -118,7 +131,7 @@ class Traffic:
 
     def stage(self) -> None:
         """Take events and end them."""
-        while (batch := self.out.take(2, 0.0, DEADLINE)) is not None:
+        while (batch := self.out.take(2, 0.0, 1.0)) is not None:
             for event in batch:
                 self.watch.begin(event)
                 self.watch.end(event)
@@ -143,7 +156,7 @@ def test_what_was_accepted_is_taken_or_dropped(
     """Several sources, retries and a stop at any moment: accepted = ended + dropped, and nothing is left."""
     traffic = Traffic(stop_after)
     dropped = 0
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(6) as pool, ending(traffic.lanes, traffic.out):
         stages = [pool.submit(traffic.stage) for _ in range(2)]
         sources = [*(pool.submit(traffic.source, order) for order in orders), pool.submit(traffic.retries, retries)]
         if stop_after is not None and stop_after <= sum(map(len, orders)):

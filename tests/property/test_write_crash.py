@@ -132,7 +132,7 @@ def test_after_any_deaths_the_last_versions_stand(
     """No missing, stale, orphan or duplicate row, and a ledger that says what is there.
 
     The process is killed between any two rows of a request and around any transaction. Each next life begins a little
-    before the position that it reached, so that events come again.
+    before the position that it reached, so that events come again; in the end all records come again, out of order.
     """
     log = [change.event(number, versioned=versioned) for number, change in enumerate([*some, *last])]
     runs = batches(log)
@@ -150,3 +150,6 @@ def test_after_any_deaths_the_last_versions_stand(
         life.left = None
         assert live(store, sink, runs, position, window=window) == len(runs)
         assert_equal_to_the_last(store, sink, last)
+        if versioned:  # all of it comes again, the newest first
+            live(store, sink, batches(log[::-1]), 0, window=window)
+            assert_equal_to_the_last(store, sink, last)

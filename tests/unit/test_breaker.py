@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fakes import QUICK
 
-from ingestd.engine.breaker import Backoff, Breakers
+from ingestd.engine.breaker import STORM, SUSPECT_AFTER, Backoff, Breakers
 from ingestd.errors import DocumentError, Stopped, Suspect, TransientError, UnavailableError
 
 if TYPE_CHECKING:
@@ -54,6 +54,57 @@ def test_a_call_is_held_through_an_outage() -> None:
     assert set(passing) == {(False, True)}
     assert changes == [("milvus", True), ("milvus", False)]
     assert breakers.passes("articles")
+
+
+def test_an_answer_that_is_an_error_ends_the_outage() -> None:
+    """A dependency that comes back and refuses the batch is back: its breaker does not stay open for ever."""
+    breakers = Breakers(backoff=QUICK)
+    answers: list[Exception] = [DOWN, DOWN, DocumentError("this text")]
+
+    def call() -> None:
+        raise answers.pop(0)
+
+    with pytest.raises(DocumentError):
+        breakers.hold(call, down, beat=nothing, scope="articles")
+    assert breakers.passes("articles")
+
+
+def test_a_probe_that_is_refused_is_no_answer() -> None:
+    """A probe is no document: when it fails, whatever the error, the dependency is not well and the batch is held."""
+    breakers = Breakers(backoff=QUICK)
+
+    def refused() -> None:
+        raise DocumentError("code 65535")
+
+    assert breakers.hold(failing(10), refused, beat=nothing) == "answer"
+
+
+def test_suspects_in_a_row_are_an_outage_that_is_seen() -> None:
+    """When batch after batch fails beside a good probe, readiness says so; the next success clears it."""
+    breakers = Breakers(backoff=QUICK)
+    for _ in range(STORM):
+        with pytest.raises(Suspect):
+            breakers.hold(failing(SUSPECT_AFTER), nothing, beat=nothing, scope="articles")
+    assert not breakers.passes("articles")
+    breakers.reset("milvus", "articles")
+    assert breakers.hold(lambda: "answer", nothing, beat=nothing, scope="articles") == "answer"
+    with pytest.raises(Suspect):
+        breakers.hold(failing(SUSPECT_AFTER), nothing, beat=nothing, scope="articles")
+    assert breakers.passes("articles")
+
+
+def test_each_call_may_take_its_time() -> None:
+    """The thread says that it is busy before every call and probe, and that it waits in between."""
+    said: list[str] = []
+    breakers = Breakers(backoff=QUICK)
+    breakers.hold(failing(1), down, beat=lambda: said.append("waits"), calling=lambda: said.append("calls"))
+    assert said[:3] == ["calls", "calls", "waits"]
+    assert said[-1] == "calls"
+
+
+def test_stopping_passes_every_handler_of_errors() -> None:
+    """Code between a signal and the main thread that catches exceptions does not swallow the stop."""
+    assert not issubclass(Stopped, Exception)
 
 
 def test_a_batch_that_fails_three_times_beside_a_good_probe_is_suspected() -> None:

@@ -54,7 +54,7 @@ class Bench:
         self.faults: list[str] = []
         self.queue = RetryQueue(
             store,
-            sources={"cms": self.source},
+            sources={"cms": self.source, "wiki": ListSource([], name="wiki", collection="notes")},
             lanes=self.lanes,
             tally=self.tally,
             pulse=Pulse(self.clock),
@@ -151,7 +151,7 @@ def test_what_was_settled_since_it_was_read_does_not_come_back(bench: Bench) -> 
 def test_a_pipeline_that_is_paused_does_not_hold_up_another(bench: Bench) -> None:
     """More parked events than are read at a time wait behind an open breaker: those of the other pipeline come back."""
     key = DocumentKey("notes", "n")
-    note = replace(upsert("n", "x"), key=key)
+    note = replace(upsert("n", "x", source="wiki"), key=key)
     bench.park(*(upsert(f"d{n}", "x", n) for n in range(REVIVE - 1)), note)
     bench.open[COLLECTION] = False
     began = time.monotonic()
@@ -162,6 +162,16 @@ def test_a_pipeline_that_is_paused_does_not_hold_up_another(bench: Bench) -> Non
     bench.open[COLLECTION] = True
     bench.queue._revive()
     assert len(bench.taken()) == REVIVE - 1
+
+
+def test_a_source_that_feeds_another_collection_now_leaves_its_old_events_parked(bench: Bench) -> None:
+    """An event of the collection that it fed before has no pipeline to go to: it waits, and is not counted as work."""
+    moved = replace(upsert("n", "x", source="cms"), key=DocumentKey("notes", "n"))
+    bench.park(moved)
+    bench.queue._revive()
+    assert bench.taken("notes") == []
+    assert bench.queue.waiting() == 0
+    assert [parked.key.collection for parked in bench.store.parked()] == ["notes"]
 
 
 def test_a_full_pipeline_costs_one_look_its_patience_once(store: SqliteStore) -> None:

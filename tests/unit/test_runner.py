@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fakes import COLLECTION, FINGERPRINT, QUICK, Assembly, ListSource, MemorySink, open_store, upsert
 
+from ingestd.engine import runner
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
@@ -105,13 +107,14 @@ class Daemon:
         return Pipeline(
             COLLECTION,
             sink=self.sink,
+            identity=self.sink.identity() or "",
             lanes=self.lanes[COLLECTION],
             events=events,
             readers=2,
             **works,
             window=4,
             linger=0.0,
-            silence=60.0,
+            silence=dict.fromkeys(("extract", "chunk", "embed", "write"), 60.0),
             settle=self.settle.put,
             pulse=self.pulse,
             fail=self.faults.fail,
@@ -140,6 +143,7 @@ class Daemon:
             sources={"cms": self.source},
             threads={"cms": thread},
             retries=self.retries,
+            heal=lambda: None,
             stop=self.stop,
         )
         self.runner = Runner(parts, drain_seconds=drain)
@@ -244,6 +248,21 @@ def test_a_stop_drains_what_is_begun(store: SqliteStore) -> None:
     assert daemon.faults.ended_well
 
 
+def test_a_stop_waits_for_a_dependency_that_comes_back(store: SqliteStore) -> None:
+    """A batch that is held when the daemon is asked to stop is written, if Milvus answers before the deadline."""
+    daemon = Daemon(store, *many(1), once=False)
+    daemon.sink.outage = 1_000_000_000
+    calls = count()
+
+    def come_back(_operation: str, _ids: Sequence[str]) -> None:
+        if daemon.stop.is_set() and next(calls) == 50:
+            daemon.sink.outage = 0
+
+    daemon.sink.before = come_back
+    assert daemon.run(tick=ask_once(daemon, lambda: not daemon.breakers.passes(COLLECTION))) is Exit.DONE
+    assert daemon.tally.totals() == Totals(accepted=1, written=1, chunks_embedded=2)
+
+
 def test_a_drain_that_takes_too_long_is_cut_short(store: SqliteStore) -> None:
     """A write that hangs does not keep the daemon from ending in time; its position has not moved."""
     daemon = Daemon(store, *many(1), once=False)
@@ -272,8 +291,8 @@ def test_a_stop_does_not_wait_for_an_outage(store: SqliteStore) -> None:
     """While Milvus is away the drain ends at its deadline, and what is held has moved nothing."""
     daemon = Daemon(store, *many(1), once=False)
     daemon.sink.outage = 1_000_000_000
-    down = lambda: not daemon.breakers.passes(COLLECTION)  # noqa: E731 - a name for a condition
-    assert daemon.run(drain=0.2, tick=ask_once(daemon, down)) is Exit.DONE
+    tick = ask_once(daemon, lambda: not daemon.breakers.passes(COLLECTION))
+    assert daemon.run(drain=0.2, tick=tick) is Exit.DONE
     assert (daemon.source.outcomes, daemon.sink.rows) == ([], {})
 
 
@@ -286,14 +305,28 @@ def test_a_dead_stage_ends_the_process(store: SqliteStore, stage: str, capsys: p
     assert "a bug" in "".join(capsys.readouterr())
 
 
-def test_a_source_that_ends_by_itself_ends_the_process(store: SqliteStore) -> None:
-    """A dead consumer is not silently healthy; neither is one that raises."""
+def crash(_intake: Intake, *, once: bool) -> None:
+    """Raise what nobody caught."""
+    raise UnavailableError("kafka", "nobody caught it")
 
-    def crash(_intake: Intake) -> None:
-        raise UnavailableError("kafka", "nobody caught it")
 
+def end(_intake: Intake, *, once: bool) -> None:
+    """Return, as if there were nothing more to watch."""
+
+
+def test_a_collection_that_was_made_again_ends_the_process(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ledger says is about another collection: the next start writes this one anew."""
+    monkeypatch.setattr(runner, "PROBE_SECONDS", 0.01)
     daemon = Daemon(store, once=False)
-    daemon.source.end = crash
+    daemon.sink.made = "another"
+    assert daemon.run(timeout=None) is Exit.FAILURE
+
+
+@pytest.mark.parametrize("run", [crash, end])
+def test_a_source_that_ends_by_itself_ends_the_process(store: SqliteStore, run: Callable[..., None]) -> None:
+    """A dead consumer is not silently healthy, however it died."""
+    daemon = Daemon(store, once=False)
+    daemon.source.run = run  # type: ignore[method-assign]
     assert daemon.run(timeout=None) is Exit.FAILURE
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fakes import COLLECTION, NOW, Assembly, Broken, Bytes, MemorySink, delete, open_store, upsert
 
-from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError
-from ingestd.model import DocumentKey, Extracted, Outcome, Verdict, Version, chunk_ids
+from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError, UnavailableError
+from ingestd.model import Content, Document, DocumentKey, Extracted, Outcome, Verdict, Version, chunk_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,12 +191,34 @@ def test_an_upsert_without_content_is_a_bad_document(stages: Assembly) -> None:
     assert ended(stages, replace(upsert("a", "", 1), payload=None)).verdict is Verdict.DEAD_LETTERED
 
 
-@pytest.mark.parametrize("error", [Stopped("stopping"), FatalError("no idea"), MemoryError()])
+@pytest.mark.parametrize("error", [Stopped("stopping"), FatalError("no idea")])
 def test_what_is_not_about_the_document_ends_the_stage(stages: Assembly, error: BaseException) -> None:
-    """Stopping, a state that is unknown, or no memory: no document is blamed."""
+    """Stopping, or a state that is unknown: no document is blamed."""
     stages.extraction.errors["a"] = error
     with pytest.raises(type(error)):
         list(stages.extract.process([upsert("a", "bytes", 1)]))
+
+
+def test_memory_that_ran_out_is_worth_another_try(stages: Assembly) -> None:
+    """It may be another document's doing; the retry policy bounds it if it is not."""
+    stages.extraction.errors["a"] = MemoryError()
+    assert ended(stages, upsert("a", "bytes", 1)).verdict is Verdict.RETRYING
+
+
+def test_an_extraction_that_is_away_is_held(stages: Assembly) -> None:
+    """A worker that cannot be started now is no document's fault: the event waits, and gets through."""
+    tries: list[str] = []
+    extract = stages.extraction.extract
+
+    def flaky(content: Content) -> Document:
+        tries.append(content.name)
+        if len(tries) < 3:
+            raise UnavailableError("extraction", "no process could be started")
+        return extract(content)
+
+    stages.extraction.extract = flaky  # type: ignore[method-assign]
+    assert extracted(stages, upsert("a", "bytes", 1)).document is not None
+    assert len(tries) == 3
 
 
 def test_the_text_is_read_when_it_is_its_turn(stages: Assembly) -> None:

@@ -13,8 +13,8 @@ from ingestd.engine.runner import Exit
 from ingestd.errors import ConfigError, IngestError
 from ingestd.flow import Scope
 from ingestd.model import Check, Fingerprints
-from ingestd.ops.control import NotRunning, call
-from ingestd.parts import SOCKET, SystemClock, milvus, models, open_store, schema_of
+from ingestd.ops.control import SOCKET_NAME, NotRunning, call
+from ingestd.parts import SystemClock, milvus, models, open_store, schema_of, strangers
 from ingestd.sinks.milvus import MilvusSink
 from ingestd.store.sqlite import SqliteStore
 
@@ -63,7 +63,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
 def _state(settings: Settings) -> Check:
     name = "state"
     try:
-        call(settings.state_dir / SOCKET, "status", {}, 10.0)
+        call(settings.state_dir / SOCKET_NAME, "status", {}, 10.0)
     except NotRunning:
         pass
     except IngestError as error:
@@ -91,7 +91,7 @@ def _sources(settings: Settings) -> Iterator[Check]:
         yield Check("sources", ok=False, detail=str(error))
         return
     try:
-        known = list(store.sources())
+        known = strangers(settings, store)
         nothing = Fingerprints("", "")
         scope = Scope(SystemClock(), store, settings.limits.max_bytes, nothing)
         for name, plugin in settings.sources.items():
@@ -99,9 +99,8 @@ def _sources(settings: Settings) -> Iterator[Check]:
     finally:
         store.close(clean=False)
     for name, collection, documents in known:
-        if documents and name not in settings.sources:
-            detail = f"is not configured any more; its {documents} documents in {collection} stay"
-            yield Check(f"source:{name}", ok=True, detail=detail, cure=f"ingestd forget --source {name} deletes them")
+        detail = f"does not feed {collection} any more; its {documents} documents there stay"
+        yield Check(f"source:{name}", ok=True, detail=detail, cure=f"ingestd forget --source {name} deletes them")
 
 
 def _model(name: str, embedder: Embedder) -> tuple[Check, ModelInfo | None]:

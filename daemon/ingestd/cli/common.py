@@ -13,10 +13,10 @@ import click
 
 from ingestd import config
 from ingestd.engine.runner import Exit
-from ingestd.errors import ConfigError, IngestError
+from ingestd.errors import ConfigError, IngestError, Stopped
 from ingestd.ops import log
-from ingestd.ops.control import NotRunning, call
-from ingestd.parts import SOCKET, SystemClock, open_store
+from ingestd.ops.control import SOCKET_NAME, NotRunning, call
+from ingestd.parts import SystemClock, open_store
 from ingestd.store.opening import DATABASE
 from ingestd.store.sqlite import SqliteStore
 
@@ -53,6 +53,8 @@ def ends(command: Callable[P, Exit | None]) -> Callable[P, None]:
             for fault in error.faults:
                 click.echo(fault, err=True)
             code = Exit.CONFIG
+        except Stopped:
+            code = Exit.DONE  # asked to stop before anything was begun
         except IngestError as error:
             click.echo(f"{type(error).__name__}: {error}", err=True)
             code = Exit.FAILURE
@@ -94,7 +96,7 @@ def ask(settings: Settings, name: str, arguments: Mapping[str, Json], *, otherwi
         otherwise: Does the same where no daemon runs.
     """
     try:
-        return call(settings.state_dir / SOCKET, name, arguments, COMMAND_TIMEOUT)
+        return call(settings.state_dir / SOCKET_NAME, name, arguments, COMMAND_TIMEOUT)
     except NotRunning:
         return otherwise()
 

@@ -18,12 +18,12 @@ from tqdm import tqdm
 from ingestd import flow, operations
 from ingestd.cli.common import config_option, ends, json_option, load
 from ingestd.engine.runner import Exit
-from ingestd.errors import Stopped, UnavailableError
-from ingestd.ops.control import ControlServer
+from ingestd.errors import Stopped
+from ingestd.model import Totals
+from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.http import HealthServer
 from ingestd.ops.log import adopt
 from ingestd.ops.notify import Notifier
-from ingestd.parts import SOCKET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ingestd.engine.health import Health
     from ingestd.engine.runner import Runner
     from ingestd.metrics import Metrics
-    from ingestd.model import Totals
 
 ONE_SIGNAL = 1.0
 """Seconds within which equal signals count as one: a terminal and ``make`` both pass on a Ctrl-C."""
@@ -64,12 +63,15 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
         try:
             signals.begin(timeout)
             daemon = stack.enter_context(flow.daemon(settings, once=once, beginning=front.step))
-            front.serve("control", ControlServer(settings.state_dir / SOCKET, operations.commands(daemon)))
+            front.serve("control", ControlServer(settings.state_dir / SOCKET_NAME, operations.commands(daemon)))
             adopt()  # pymilvus has brought log handlers of its own
             signals.hand_over(daemon.runner)
         except Stopped:
             log.info("stopped while starting")
-            return Exit.DONE
+            return _unfinished(as_json=as_json) if once else Exit.DONE
+        except _Late:
+            log.warning("not started within the timeout; ingestd check says why", timeout_seconds=timeout)
+            return _unfinished(as_json=as_json)
         daemon.runner.start()
         front.up(daemon)
         progress = _Progress(once=once)
@@ -80,13 +82,19 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
             front.tick(daemon)
             progress.show(daemon.tally.totals())
 
-        code = daemon.runner.run(once=once, timeout=left, tick=tick)
+        code = daemon.runner.run(once=once, timeout=left, tick=tick, stopping=lambda: front.down(daemon))
         totals = daemon.tally.totals()
-        front.down(daemon)
     log.info("ended", exit_code=int(code), **asdict(totals))
     if as_json:
         click.echo(json.dumps({"totals": asdict(totals)}))
     return code
+
+
+def _unfinished(*, as_json: bool) -> Exit:
+    """End ``--once`` before it has begun: nothing was done."""
+    if as_json:
+        click.echo(json.dumps({"totals": asdict(Totals())}))
+    return Exit.FAILURE
 
 
 class _Front:
@@ -147,7 +155,8 @@ class _Signals:
         self._runner: Runner | None = None
         self._first: float | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._asked)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it ignored
+                signal.signal(number, self._asked)
 
     def begin(self, timeout: float | None) -> None:
         """Bound the start as well."""
@@ -179,7 +188,11 @@ class _Signals:
             os._exit(int(Exit.FAILURE))
 
     def _late(self, _number: int, _frame: FrameType | None) -> None:
-        raise UnavailableError("start", "the daemon could not start within the timeout; ingestd check says why")
+        raise _Late
+
+
+class _Late(BaseException):
+    """The daemon did not start within its timeout."""
 
 
 class _Progress:

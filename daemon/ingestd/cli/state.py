@@ -25,8 +25,8 @@ from ingestd.cli.common import (
 from ingestd.engine.runner import Exit
 from ingestd.errors import ConfigError
 from ingestd.model import Totals
-from ingestd.ops.control import NotRunning, call
-from ingestd.parts import SOCKET, SystemClock, milvus, models, schema_of
+from ingestd.ops.control import SOCKET_NAME, NotRunning, call
+from ingestd.parts import SystemClock, feeds, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def status(config_file: Path | None, *, as_json: bool) -> Exit:
     """Say how the running daemon is; exit 1 when none runs, or when it is not ready."""
     settings = load(config_file, level="warning")
     try:
-        found = cast("dict[str, Any]", call(settings.state_dir / SOCKET, "status", {}, STATUS_TIMEOUT))
+        found = cast("dict[str, Any]", call(settings.state_dir / SOCKET_NAME, "status", {}, STATUS_TIMEOUT))
     except NotRunning:
         found = _resting(settings)
     answer(found, as_json=as_json, text=_status_text)
@@ -154,10 +154,10 @@ def replay_letters(
 
     def otherwise() -> Json:
         with own_store(settings) as store:
-            return {"replayed": sum(operations.replay(store, numbers).values())}
+            return operations.replay(store, feeds(settings), numbers).said()
 
-    found = cast("dict[str, int]", ask(settings, "replay", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=lambda value: f"{value['replayed']} to be tried again")
+    found = cast("dict[str, Any]", ask(settings, "replay", {"ids": cast("Json", numbers)}, otherwise=otherwise))
+    answer(found, as_json=as_json, text=_replay_text)
 
 
 @dead_letters.command("discard")
@@ -246,10 +246,6 @@ def forget(source: str, config_file: Path | None, *, absent: bool, as_json: bool
         text = "the deletes go on" if found else ""
         answer(found, as_json=as_json, text=lambda _value: text)
         return
-    if source in settings.sources:
-        raise ConfigError(
-            f"sources.{source}: is configured, so its documents would come back; take it out of the configuration first"
-        )
     found = ask(settings, "forget", {"source": source}, otherwise=lambda: _forget(settings, source))
     answer(found, as_json=as_json, text=lambda value: f"{value['documents']} documents, {value['rows']} rows deleted")
 
@@ -270,7 +266,14 @@ def _forget(settings: Settings, source: str) -> Json:
             sink = MilvusSink(connection, schema_of(settings, collection, infos))
             sink.prepare(create=False)
             sinks[collection] = sink
-        return operations.forget(store, sinks, source)
+        return operations.forget(store, sinks, feeds(settings), source)
+
+
+def _replay_text(found: dict[str, Any]) -> str:
+    text = f"{found['replayed']} to be tried again"
+    if found["left"]:
+        text += f"; left, since no configured source feeds their collection any more: {_list(found['left'])}"
+    return text
 
 
 def _chosen(letters: Iterator[DeadLetter], filters: dict[str, str | None]) -> Iterator[DeadLetter]:
@@ -291,10 +294,12 @@ def _numbers(
     """Return the ids that a command is about."""
     if not ids and not everything and not any(filters.values()):
         raise click.UsageError("name dead letters by ID, by a filter, or with --all")
-    if ids:
-        return list(ids)
     with read_store(settings) as store:
-        return [] if store is None else [letter.id for letter in _chosen(store.dead_letters(data=False), filters)]
+        letters = [] if store is None else list(store.dead_letters(ids or None, data=False))
+    unknown = sorted(set(ids) - {letter.id for letter in letters})
+    if unknown:
+        raise click.UsageError(f"there is no dead letter {_list(unknown)}; see ingestd dead-letters list")
+    return [letter.id for letter in _chosen(iter(letters), filters)]
 
 
 def _letter(letter: DeadLetter) -> dict[str, Any]:

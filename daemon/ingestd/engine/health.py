@@ -64,6 +64,8 @@ class Health:
 
     def ready(self) -> Sequence[Check]:
         """Return whether documents get through now."""
+        if self._step is not None:
+            return self.started()  # what is not up yet, or being taken down, has nothing to say
         return [*self.started(), *self._checks()]
 
     def started(self) -> Sequence[Check]:

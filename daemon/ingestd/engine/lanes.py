@@ -61,6 +61,12 @@ class Lanes:
         """The bytes that their payloads may take."""
         return self._bytes
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another event would be accepted at once."""
+        with self._changed:
+            return not self._stopped and self._is_open() and self._events < self._max_events
+
     def submit(self, event: Event, *, on_accept: Callable[[], None], beat: Callable[[], None]) -> None:
         """Accept an event when the budget allows it.
 

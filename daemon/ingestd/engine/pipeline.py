@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.stage import Appetite, StageThread, Work
+from ingestd.model import Abandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ingestd.engine.lanes import Lanes
     from ingestd.engine.pulse import Pulse
-    from ingestd.model import Abandoned, Chunked, Embedded, Event, Extracted, Outcome
+    from ingestd.model import Chunked, Embedded, Event, Extracted, Outcome
     from ingestd.ports import Sink
 
 In = TypeVar("In")
@@ -45,6 +46,7 @@ class Pipeline:
     Args:
         collection: Its name.
         sink: The collection itself.
+        identity: Its random id when the daemon started.
         lanes: Feed the first stage.
         events: The channel between lanes and the first stage.
         extract: The first stage's work.
@@ -54,7 +56,7 @@ class Pipeline:
         window: The most chunks that the third takes at a time.
         linger: Seconds that it waits for them.
         write: The last one's.
-        silence: Seconds that a stage's call may take: the longest timeout.
+        silence: Seconds that a stage's call may take, by stage: its timeouts.
         settle: Takes outcomes.
         pulse: Takes heartbeats.
         fail: Called with the name of a stage and the exception that ended it.
@@ -65,6 +67,7 @@ class Pipeline:
         collection: str,
         *,
         sink: Sink,
+        identity: str,
         lanes: Lanes,
         events: Channel[Event],
         extract: Work[Event, Extracted],
@@ -74,13 +77,14 @@ class Pipeline:
         window: int,
         linger: float,
         write: Work[Embedded | Abandoned, object],
-        silence: float,
+        silence: Mapping[str, float],
         settle: Callable[[Outcome], None],
         pulse: Pulse,
         fail: Callable[[str, BaseException], None],
     ) -> None:
         self.collection = collection
         self.sink = sink
+        self.identity = identity
         self.lanes = lanes
         extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
         chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
@@ -93,12 +97,12 @@ class Pipeline:
             return StageThread(name, work, inbound, appetite, pass_on=pass_on, settle=settle, pulse=pulse, fail=fail)
 
         reading = [
-            stage(f"extract-{number}", extract, events, Appetite(1, silence=silence), extracted.put)
+            stage(f"extract-{number}", extract, events, Appetite(1, silence=silence["extract"]), extracted.put)
             for number in range(1, readers + 1)
         ]
-        chunking = stage("chunk", chunk, extracted, Appetite(16, silence=silence), chunked.put)
-        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence), embedded.put)
-        writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence), _nothing_more)
+        chunking = stage("chunk", chunk, extracted, Appetite(16, silence=silence["chunk"]), chunked.put)
+        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
+        writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
             (events, reading),
             (extracted, [chunking]),
@@ -133,5 +137,8 @@ def _nothing_more(item: object, _beat: Callable[[], None]) -> None:
 
 
 def _rows(item: Embedded | Abandoned) -> int:
-    rows = getattr(item, "rows", ())
-    return max(1, len(rows))
+    """Return how many rows a window has written, rewritten and deleted."""
+    if isinstance(item, Abandoned):
+        return 1
+    last = len(item.chunked.rewritten) + len(item.chunked.stale) if item.last else 0
+    return max(1, len(item.rows) + last)

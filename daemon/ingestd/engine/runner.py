@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import UnavailableError
+from ingestd.errors import FatalError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,8 @@ PROBE_SECONDS = 5.0
 """Between two probes of each collection, so that an idle daemon notices an outage too."""
 PROBE_LIMIT = 300.0
 """Seconds that a probe may take: its timeouts, and a Milvus Lite that starts again."""
+HEAL_LIMIT = 1800.0
+"""Seconds that a model may take to load again."""
 LAST_SECONDS = 5.0
 """For threads to end after the drain."""
 
@@ -83,6 +85,8 @@ class Parts:
     sources: Mapping[str, Source]
     threads: Mapping[str, SourceThread]
     retries: RetryQueue
+    heal: Callable[[], None]
+    """Asks what is not well, state and models, whether it is again; never raises UnavailableError."""
     stop: threading.Event
     """Sources and retry queue unwind when it is set."""
 
@@ -98,14 +102,12 @@ class Runner:
     def __init__(self, parts: Parts, *, drain_seconds: float) -> None:
         self._parts = parts
         self._drain_seconds = drain_seconds
-        self._wake = threading.Event()
         self._asked = False
         self._probing = threading.Thread(target=self._probe, name="probe", daemon=True)
 
     def ask_to_stop(self) -> None:
-        """Drain and end. Safe in a signal handler."""
+        """Drain and end. A signal handler may call it: it takes no lock, and the next tick sees it."""
         self._asked = True
-        self._wake.set()
 
     def start(self) -> None:
         """Start everything."""
@@ -118,28 +120,43 @@ class Runner:
             thread.start()
         self._probing.start()
 
-    def run(self, *, once: bool, timeout: float | None, tick: Callable[[], None]) -> Exit:
+    def run(
+        self,
+        *,
+        once: bool,
+        timeout: float | None,
+        tick: Callable[[], None],
+        stopping: Callable[[], None] = lambda: None,
+    ) -> Exit:
         """Watch until asked to stop, or, with ``once``, until all is worked off; then stop.
 
         Args:
             once: End when nothing is left to do.
             timeout: Seconds after which ``once`` gives up.
             tick: Called about five times a second.
+            stopping: Called before the drain.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        finished = False
-        while not self._asked and not self._parts.faults.happened.is_set():
-            self._wake.wait(TICK)
-            tick()
-            if once and self._worked_off():
-                finished = True
-                break
-            if once and deadline is not None and time.monotonic() > deadline:
-                log.error("not done within the timeout", timeout_seconds=timeout)
-                break
-        self._shut(drain=not self._parts.faults.happened.is_set())
+        try:
+            finished = self._watch(once=once, deadline=deadline, tick=tick)
+        finally:
+            stopping()
+            self._shut(drain=not self._parts.faults.happened.is_set(), tick=tick)
         tick()
         return self._verdict(once=once, finished=finished)
+
+    def _watch(self, *, once: bool, deadline: float | None, tick: Callable[[], None]) -> bool:
+        """Return whether ``once`` worked everything off."""
+        faults = self._parts.faults.happened
+        while not self._asked and not faults.is_set():
+            faults.wait(TICK)
+            tick()
+            if once and self._worked_off():
+                return True
+            if once and deadline is not None and time.monotonic() > deadline:
+                log.error("not done within the timeout")
+                break
+        return False
 
     def checks(self) -> Sequence[Check]:
         """Return what /readyz answers of the running parts."""
@@ -166,18 +183,24 @@ class Runner:
         parts = self._parts
         if any(thread.alive for thread in parts.threads.values()):
             return False
-        return parts.tally.totals().in_flight == 0 and parts.retries.waiting() == 0
+        try:
+            return parts.tally.totals().in_flight == 0 and parts.retries.waiting() == 0
+        except UnavailableError:
+            return False  # the state cannot be asked now; settle holds what it has, and says so
 
-    def _shut(self, *, drain: bool) -> None:
+    def _shut(self, *, drain: bool, tick: Callable[[], None]) -> None:
         parts = self._parts
         parts.stop.set()
         dropped = sum(pipeline.lanes.stop() for pipeline in parts.pipelines.values())
         if dropped:
             log.info("left for the next start", events=dropped)
         deadline = time.monotonic() + (self._drain_seconds if drain else 0.0)
-        drained = all(
-            pipeline.lanes.wait_idle(max(0.0, deadline - time.monotonic())) for pipeline in parts.pipelines.values()
-        )
+        drained = False
+        while not drained:
+            drained = all(pipeline.lanes.wait_idle(TICK) for pipeline in parts.pipelines.values())
+            tick()
+            if time.monotonic() >= deadline:
+                break
         if not drained:
             log.warning("not drained in time: begun documents are begun again after the next start")
         parts.faults.closing = True
@@ -190,19 +213,30 @@ class Runner:
         parts.settle.close(LAST_SECONDS)
 
     def _probe(self) -> None:
-        """Ask each collection something small, every so often."""
+        """Ask each collection something small, every so often, and what else is not well whether it is again."""
         parts = self._parts
         while not parts.stop.wait(PROBE_SECONDS):
-            for name, pipeline in parts.pipelines.items():
-                parts.pulse.busy("probe", "Milvus", PROBE_LIMIT)
-                try:
-                    pipeline.sink.probe()
-                except UnavailableError as error:
-                    parts.breakers.trip(error, name)
-                except Exception as error:  # noqa: BLE001 - the collection is not what it was when we started
-                    parts.faults.fail("probe", error)
-                    return
-                else:
-                    parts.breakers.reset("milvus", name)
-                pipeline.lanes.wake()
+            try:
+                for name, pipeline in parts.pipelines.items():
+                    parts.pulse.busy("probe", "Milvus", PROBE_LIMIT)
+                    self._probe_collection(name, pipeline)
+                parts.pulse.busy("probe", "state and models", HEAL_LIMIT)
+                parts.heal()
+            except Exception as error:  # noqa: BLE001 - nothing is what it was when we started
+                parts.faults.fail("probe", error)
+                break
         parts.pulse.end("probe")
+
+    def _probe_collection(self, name: str, pipeline: Pipeline) -> None:
+        try:
+            pipeline.sink.probe()
+            identity = pipeline.sink.identity()
+        except UnavailableError as error:
+            self._parts.breakers.trip(error, name)
+            return
+        if identity != pipeline.identity:
+            raise FatalError(
+                f"the collection {name} was dropped or made again: this process ends, and the next start writes it anew"
+            )
+        self._parts.breakers.reset("milvus", name)
+        pipeline.lanes.wake()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import Stopped, Superseded
+from ingestd.errors import FatalError, Stopped, Superseded, UnavailableError
 from ingestd.model import Event, Op, Verdict
 
 if TYPE_CHECKING:
@@ -172,17 +172,25 @@ class RetryQueue:
             self._settled |= keys if self._looked_at is None else keys & self._looked_at
 
     def waiting(self) -> int:
-        """Return the number of parked events that this daemon will bring back."""
-        return sum(1 for parked in self._store.parked() if self._owns(parked))
+        """Return the number of parked events that this daemon will bring back.
 
-    def _owns(self, parked: Parked) -> bool:
-        return parked.source in self._sources and parked.key.collection in self._lanes
+        Events of a source that is not configured any more, or that now feeds another collection, stay where they are.
+        """
+        return self._store.waiting({(name, source.collection) for name, source in self._sources.items()})
+
+    def _with_room(self) -> set[tuple[str, str]]:
+        """Return the sources whose pipelines take something now, with their collections."""
+        pairs = ((name, source.collection) for name, source in self._sources.items())
+        return {(name, collection) for name, collection in pairs if self._lanes[collection].has_room}
 
     def _run(self) -> None:
         try:
             while not self._stop.wait(POLL):
                 self._pulse.beat("retries")
-                self._revive()
+                try:
+                    self._revive()
+                except UnavailableError as error:
+                    log.warning("the retry queue cannot be read now", error=str(error))
         except Stopped:
             pass  # as asked
         except BaseException as error:  # noqa: BLE001 - whatever ended the thread ends the process
@@ -194,7 +202,13 @@ class RetryQueue:
         until = time.monotonic() + POLL
         for parked in self._due():
             self._pulse.beat("retries")
-            event = self._sources[parked.source].revive(parked) or _gone(parked)
+            try:
+                event = self._sources[parked.source].revive(parked) or _gone(parked)
+            except UnavailableError as error:
+                log.warning("a parked event waits on", document_id=parked.key.document_id, error=str(error))
+                continue
+            if event.key != parked.key:
+                raise FatalError(f"{parked.source} revived {parked.key} as {event.key}")
             event = replace(event, attempt=parked.attempt, first_failed_at=parked.first_failed_at)
             self._lanes[parked.key.collection].resume(
                 event,
@@ -210,9 +224,9 @@ class RetryQueue:
             self._settled.clear()
         limit = REVIVE
         while True:
-            found = self._store.due(self._clock.time(), limit)
+            found = self._store.due(self._clock.time(), limit, self._with_room())
             with self._lock:
-                ours = [parked for parked in found if parked.key not in self._active and self._owns(parked)][:REVIVE]
+                ours = [parked for parked in found if parked.key not in self._active][:REVIVE]
             if len(ours) == REVIVE or len(found) < limit:
                 break
             limit *= 4

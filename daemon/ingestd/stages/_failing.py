@@ -19,12 +19,15 @@ def failed(event: Event, stage: Stage, error: Exception, content: Content | None
     """Return the outcome of an event that an error ended.
 
     An exception that is none of ours is a bad document with its traceback: callers that do not read untrusted bytes
-    let such exceptions through instead of asking here.
+    let such exceptions through instead of asking here. Memory that ran out may be another document's doing: it is
+    tried again, and no more often than anything else.
     """
     if isinstance(error, Superseded):
         return Outcome(event, Verdict.SUPERSEDED)
     if isinstance(error, TransientError):
         return Outcome(event, Verdict.RETRYING, content=content, failure=_failure(stage, error), wait=error.wait)
+    if isinstance(error, MemoryError):
+        return Outcome(event, Verdict.RETRYING, failure=_failure(stage, error))
     return Outcome(event, Verdict.DEAD_LETTERED, content=content, failure=_failure(stage, error))
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ingestd.errors import DocumentError, IngestError, Stopped, Superseded, TransientError
+from ingestd.errors import DocumentError, IngestError, Superseded, TransientError
 from ingestd.model import Entry, Event, Extracted, Op, Outcome, Stage, Verdict, Version
 from ingestd.stages._failing import failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ingestd.model import Content
-    from ingestd.ports import Clock, Extraction, Ledger
+    from ingestd.model import Content, Document
+    from ingestd.ports import Clock, Extraction, Ledger, Patience
 
 
 class Extract:
@@ -30,6 +30,7 @@ class Extract:
         fingerprint: Of the collection's processing.
         clock: Gives versions to events that bring none.
         shared_ids: Whether two sources may write the same document.
+        patience: Holds on to an event while the state, or the extraction itself, is away.
     """
 
     def __init__(
@@ -40,16 +41,19 @@ class Extract:
         fingerprint: str,
         clock: Clock,
         shared_ids: bool,
+        patience: Patience,
     ) -> None:
         self._ledger = ledger
         self._extraction = extraction
         self._fingerprint = fingerprint
         self._clock = clock
         self._shared_ids = shared_ids
+        self._patience = patience
 
     def process(self, batch: Sequence[Event]) -> Iterator[Extracted | Outcome]:
         """Yield an Extracted or an Outcome for each event."""
-        entries = self._ledger.entries([event.key for event in batch])
+        keys = [event.key for event in batch]
+        entries = self._patience.hold(lambda: self._ledger.entries(keys), None)
         for event in batch:
             yield self._extract(event, entries.get(event.key))
 
@@ -68,14 +72,17 @@ class Extract:
                 # What the version says about the order counts, though nothing else changed.
                 later = replace(entry, version=version) if event.version is not None else None
                 return Outcome(event, Verdict.UNCHANGED, entry=later, content=content, reused=len(entry.present))
-            document = self._extraction.extract(content)
+            document = self._text(content)
         except (DocumentError, TransientError, Superseded) as error:
             return failed(event, Stage.EXTRACT, error, content)
-        except (IngestError, MemoryError, Stopped):
+        except IngestError:
             raise  # not about the document
         except Exception as error:  # noqa: BLE001 - untrusted bytes: an error nobody foresaw is the document's
             return failed(event, Stage.EXTRACT, error, content)
         return Extracted(event, version, entry, content, digest, document)
+
+    def _text(self, content: Content) -> Document:
+        return self._patience.hold(lambda: self._extraction.extract(content), None)
 
     def _admit(self, event: Event, entry: Entry | None) -> Outcome | None:
         """Return the outcome of an event that must not, or need not, be processed."""

@@ -11,6 +11,7 @@ An atomic swap by a "current version" filter was turned down: every reader would
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ingestd.errors import DocumentError, TransientError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ingestd.ports import Ledger, Patience, Sink
 
 R = TypeVar("R")
+
+RUN = 1_000
+"""Rows of one call: it is made again from its beginning when it fails."""
 
 BEFORE_ALL = -(2**63)
 """A version's number that every other one comes after: 0 is an offset."""
@@ -111,9 +115,9 @@ class Write:
                 by_id[chunk_id].missing.add(chunk_id)
 
     def _delete(self, documents: Sequence[_Open]) -> None:
-        ids = [chunk_id for document in documents if not document.missing for chunk_id in document.chunked.stale]
-        if ids:
-            self._hold(lambda: self._sink.delete(ids))
+        self._remove(
+            [chunk_id for document in documents if not document.missing for chunk_id in document.chunked.stale]
+        )
 
     def _outcomes(self, documents: Sequence[_Open]) -> Iterator[Outcome]:
         bad = [document for document in documents if document.error is not None]
@@ -174,8 +178,7 @@ class Write:
             for chunk_id in document.written
             if chunk_id not in document.before.doubtful
         ]
-        if ids:
-            self._hold(lambda: self._sink.delete(ids))
+        self._remove(ids)
         for document in documents:
             entry = document.before
             if document.rewriting:
@@ -187,15 +190,19 @@ class Write:
     def _each(self, pieces: Sequence[_Piece], call: Callable[[Sequence[Row]], R]) -> list[R]:
         """Make a call for rows of many documents; a row that is refused fails its document alone."""
         results: list[R] = []
-        if not pieces:
-            return results
         held = self._holding(call)
-        for run, result in isolate(pieces, lambda run: held([piece.row for piece in run])):
-            if isinstance(result, DocumentError | TransientError):
-                run[0].document.error = result
-            else:
-                results.append(result)
+        for start in range(0, len(pieces), RUN):
+            for run, result in isolate(pieces[start : start + RUN], lambda run: held([piece.row for piece in run])):
+                if isinstance(result, DocumentError | TransientError):
+                    run[0].document.error = result
+                else:
+                    results.append(result)
         return results
+
+    def _remove(self, ids: Sequence[ChunkId]) -> None:
+        for start in range(0, len(ids), RUN):
+            run = ids[start : start + RUN]
+            self._hold(partial(self._sink.delete, run))
 
     def _holding(self, call: Callable[[Sequence[Row]], R]) -> Callable[[Sequence[Row]], R]:
         return lambda rows: self._patience.hold(lambda: call(rows), self._sink.probe)
