@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,25 +17,25 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
-    NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
+from ingestd.environment import DELIMITER, PREFIX, is_ours, layer, secrets_dir, secrets_in
 from ingestd.errors import ConfigError
 from ingestd.milvus.client import Config as MilvusConfig
-from ingestd.milvus.schema import FieldConfig, VectorConfig  # noqa: TC001 - pydantic reads annotations
-from ingestd.plugins import Plugin, faults, nearest, parse
+from ingestd.milvus.schema import FieldConfig, VectorConfig, name_faults
+from ingestd.plugins import Kind, Plugin, faults, nearest, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-PREFIX = "INGESTD_"
-OURS = frozenset({"CONFIG", "SECRETS_DIR"})
-"""Names behind the prefix that are no keys."""
+    from pydantic.fields import FieldInfo
+
 DEFAULT_FILE = Path("config/ingestd.toml")
 BUILT_IN_EXTRACTORS = ("text", "markdown", "html", "json", "csv")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+"""Of a source, which begins its documents' ids and is in every row, and of what else gets its name here."""
 
 
 class _Section(BaseModel):
@@ -125,28 +126,35 @@ class CollectionSettings(_Section):
     shared_ids: bool = Field(default=False, description="Whether two sources may write the same document.")
 
 
-class _Secrets(NestedSecretsSettingsSource):
-    """The files of a secrets directory that are named like our variables: what else lies there may be of any kind."""
+class _Layer(PydanticBaseSettingsSource):
+    """A tree of settings, as one of the sources that pydantic-settings lays over one another."""
 
-    @staticmethod
-    def load_secrets(path: Path) -> dict[str, str]:
-        """Return each file's text, without the line end that editors put there."""
-        try:
-            return {file.name: file.read_text("utf-8").strip() for file in _secret_files(path)}
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"a file of the secrets directory {path} cannot be read: {error}") from error
+    def __init__(self, settings_cls: type[BaseSettings], tree: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._tree = tree
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - theirs
+        """Return a key's value, the key, and that nothing is left to decode in it."""
+        return self._tree.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the tree."""
+        return self._tree
+
+
+class _Sum(_Layer):
+    """The weakest source: it sets nothing, and takes note of what the others set together."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Take note."""
+        self._tree.update(self.current_state)
+        return {}
 
 
 class _File(BaseSettings):
     """What can be set, before the plug-ins have looked at their tables."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        nested_model_default_partial_update=True,
-    )
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     state_dir: Path = Path("var/state")
     milvus: MilvusConfig = Field(default_factory=MilvusConfig)
@@ -163,8 +171,10 @@ class _File(BaseSettings):
     collections: dict[str, CollectionSettings] = Field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    table: ClassVar[dict[str, Any]] = {}
-    secrets_dir: ClassVar[str | None] = None
+    layers: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Trees of settings, the strongest first."""
+    merged: ClassVar[dict[str, Any]] = {}
+    """Takes what they set together, also where it turns out to be wrong."""
 
     @classmethod
     def settings_customise_sources(
@@ -175,16 +185,9 @@ class _File(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over secrets over the file. No ``.env``: a file that nobody named decides nothing."""
-        del settings_cls, dotenv_settings
-        secrets = _Secrets(
-            file_secret_settings,
-            secrets_dir=cls.secrets_dir,
-            secrets_dir_missing="ok",
-            secrets_prefix=PREFIX,
-            secrets_nested_delimiter="__",
-        )
-        return env_settings, secrets, init_settings
+        """Use our layers alone. No ``.env``: a file that nobody named decides nothing."""
+        del init_settings, env_settings, dotenv_settings, file_secret_settings
+        return (*(_Layer(settings_cls, tree) for tree in cls.layers), _Sum(settings_cls, cls.merged))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,40 +221,50 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     """Read the configuration.
 
     Args:
-        path: The file; None: ``$INGESTD_CONFIG``, then ``config/ingestd.toml``.
-        environment: Only for finding the file and unknown names; pydantic-settings reads ``os.environ``.
+        path: The file; None: ``$INGESTD_CONFIG``, then ``config/ingestd.toml``. Where nobody named a file and there
+            is none, the environment or the secrets may say it all.
+        environment: None: ``os.environ``.
 
     Raises:
         ConfigError: One line per fault, each with the key's path.
     """
     names = os.environ if environment is None else environment
-    path = path or Path(names.get(f"{PREFIX}CONFIG") or DEFAULT_FILE)
-    table = _read(path)
-    directory = _secrets_dir(names)
-    unknown = list(_unknown_names(names, "the environment"))
-    if directory is not None:
-        unknown += _unknown_names(
-            [file.name for file in _secret_files(directory)], f"the secrets directory {directory}"
-        )
+    found: list[str] = []
+    variables = {name: text for name, text in names.items() if is_ours(name)}
+    directory = secrets_dir(names, found)
+    secrets = secrets_in(directory, found) if directory is not None else {}
+    named = path or (Path(names[f"{PREFIX}CONFIG"]) if names.get(f"{PREFIX}CONFIG") else None)
+    table = _read(named or DEFAULT_FILE, needed=named is not None or not (variables or secrets))
+    found += _unknown_names(variables, "the environment")
+    found += _unknown_names(secrets, f"the secrets directory {directory}")
+    upper = layer(_known_names(variables), _File, [table])
+    lower = layer(_known_names(secrets), _File, [table, upper.tree])
 
     class File(_File):
-        secrets_dir = str(directory) if directory is not None else None
+        layers = (upper.tree, lower.tree, table)
+        merged: ClassVar[dict[str, Any]] = {}
 
+    raw: _File | None = None
     try:
-        raw = File(**table)
+        raw = File()
     except ValidationError as error:
-        raise ConfigError(*unknown, *faults(error, "", _File)) from error
-    except SettingsError as error:
-        raise ConfigError(*unknown, f"{error}; a whole table in one variable or secret is written as JSON") from error
-    if unknown:
-        raise ConfigError(*unknown)
-    return _resolve(raw)
+        found += faults(error, "", _File)
+    plugins = _Plugins(File.merged)
+    found += [*upper.faults, *lower.faults, *plugins.faults, *_wrong_names(File.merged), *_dangling(plugins)]
+    if raw is None or found:
+        origins = lower.origins | upper.origins
+        raise ConfigError(*dict.fromkeys(_with_origin(fault, origins) for fault in found))
+    same = {field.name: getattr(raw, field.name) for field in fields(Settings) if field.name in _File.model_fields}
+    same |= {"extractors": plugins.extractors, "embedders": plugins.embedders}
+    return Settings(**same | {"sources": plugins.sources, "chunkers": plugins.chunkers})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, needed: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
+        if not needed:
+            return {}
         raise ConfigError(f"{path}: there is no such file; name one with --config FILE or ${PREFIX}CONFIG") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
@@ -259,90 +272,97 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is no valid TOML: {error}") from error
 
 
-def _secrets_dir(environment: Mapping[str, str]) -> Path | None:
-    ours = environment.get(f"{PREFIX}SECRETS_DIR")
-    if ours and not Path(ours).is_dir():
-        raise ConfigError(f"{PREFIX}SECRETS_DIR: there is no directory {ours}")
-    for candidate in (ours, environment.get("CREDENTIALS_DIRECTORY"), "/run/secrets"):
-        if candidate and Path(candidate).is_dir():
-            return Path(candidate)
-    return None
+def _section(name: str) -> str:
+    return name[len(PREFIX) :].partition(DELIMITER)[0].lower()
 
 
-def _secret_files(directory: Path) -> list[Path]:
-    try:
-        return sorted(file for file in directory.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
-    except OSError as error:
-        raise ConfigError(f"the secrets directory {directory} cannot be read: {error}") from error
+def _known_names(texts: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if _section(name) in _File.model_fields}
 
 
 def _unknown_names(names: Iterable[str], where: str) -> Iterator[str]:
-    """Yield a fault for each name with our prefix that is no key: pydantic-settings lets those pass."""
+    """Yield a fault for each name with our prefix that begins with no key."""
     sections = sorted(_File.model_fields)
     for name in sorted(names):
-        if not name.upper().startswith(PREFIX) or name[len(PREFIX) :].upper() in OURS:
-            continue
-        section, inner, _ = name[len(PREFIX) :].lower().partition("__")
-        if section not in sections:
-            yield f"{name}: unknown name in {where}{nearest(section, sections)}"
-        elif inner and _File.model_fields[section].annotation is Path:
-            yield f"{name}: unknown name in {where}: {section} is no table"
+        if _section(name) not in sections:
+            yield f"{name}: unknown name in {where}{nearest(_section(name), sections)}"
 
 
-def _resolve(raw: _File) -> Settings:
-    """Let the plug-ins look at their tables, and check what refers to what."""
-    found: list[str] = []
-    tables: dict[str, dict[str, Any]] = {name: {} for name in BUILT_IN_EXTRACTORS} | raw.extractors
-
-    def plugin(kind: Any, path: str, table: Mapping[str, Any], default: str | None = None) -> Plugin | None:  # noqa: ANN401
-        try:
-            return parse(kind, path, {key: _structured(value) for key, value in table.items()}, default=default)
-        except ConfigError as error:
-            found.extend(error.faults)
-            return None
-
-    extractors = {name: plugin("extractors", f"extractors.{name}", table, name) for name, table in tables.items()}
-    embedders = {name: plugin("embedders", f"embedders.{name}", table) for name, table in raw.embedders.items()}
-    sources = {name: plugin("sources", f"sources.{name}", table) for name, table in raw.sources.items()}
-    chunkers = {
-        name: plugin("chunkers", f"collections.{name}.chunker", collection.chunker, "stable")
-        for name, collection in raw.collections.items()
-    }
-    found.extend(_dangling(raw, sources))
-    if found:
-        raise ConfigError(*found)
-    names = [field.name for field in fields(Settings) if field.name in _File.model_fields]
-    same = {name: getattr(raw, name) for name in names}
-    same |= {"extractors": extractors, "embedders": embedders, "sources": sources, "chunkers": chunkers}
-    return Settings(**same)
+def _with_origin(fault: str, origins: Mapping[str, str]) -> str:
+    """Return a fault with the variable or the secret that its key's value comes from, if one does."""
+    where, separator, rest = fault.partition(": ")
+    keys = [key for key in origins if where == key or where.startswith(f"{key}.")]
+    return f"{where} ({origins[max(keys, key=len)]}){separator}{rest}" if keys else fault
 
 
-def _structured(value: Any) -> Any:  # noqa: ANN401 - whatever a plug-in's key takes
-    """Return lists and tables that came through the environment as such: there they are JSON."""
-    if isinstance(value, dict):
-        return {key: _structured(inner) for key, inner in value.items()}
-    if isinstance(value, str) and value[:1] in {"[", "{"}:
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value  # a text that merely looks like one: the plug-in's own check decides
-    return value
+def _tables(value: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - not checked yet
+    """Return the tables in a table; what is none has a fault of its own."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {name: table for name, table in items if isinstance(table, dict)}
 
 
-def _dangling(raw: _File, sources: Mapping[str, Plugin | None]) -> Iterator[str]:
+class _Plugins:
+    """The plug-ins, each with its table checked; what is wrong with the rest of the settings hides none of theirs."""
+
+    def __init__(self, merged: Mapping[str, Any]) -> None:
+        self.faults: list[str] = []
+        self.tables = {
+            name: _tables(merged.get(name)) for name in ("extractors", "embedders", "collections", "sources")
+        }
+        extractors = {name: dict[str, Any]() for name in BUILT_IN_EXTRACTORS} | self.tables["extractors"]
+        self.extractors = self._parsed(
+            "extractors", {name: {"type": name} | table for name, table in extractors.items()}
+        )
+        self.embedders = self._parsed("embedders", self.tables["embedders"])
+        self.sources = self._parsed("sources", self.tables["sources"])
+        chunkers = {}
+        for name, collection in self.tables["collections"].items():
+            chunker = collection.get("chunker", {})
+            if isinstance(chunker, dict):
+                chunkers[name] = {"type": "stable"} | chunker
+        self.chunkers = self._parsed("chunkers", chunkers)
+
+    def _parsed(self, kind: Kind, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Plugin]:
+        plugins = {}
+        for name, table in tables.items():
+            path = f"collections.{name}.chunker" if kind == "chunkers" else f"{kind}.{name}"
+            try:
+                plugins[name] = parse(kind, path, table)
+            except ConfigError as error:
+                self.faults.extend(error.faults)
+        return plugins
+
+
+def _wrong_names(merged: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a fault for each name that documents, rows or Milvus could not carry."""
+    for section in ("extractors", "embedders", "sources"):
+        for name in _tables(merged.get(section)):
+            if not _NAME.fullmatch(name):
+                rule = "at most 255 of A-Z, a-z, 0-9, _, - and ., with no - or . first"
+                yield f"{section}.{json.dumps(name)}: a name has {rule}"
+    collections = _tables(merged.get("collections"))
+    for name, collection in collections.items():
+        vectors, declared = _tables(collection.get("vectors")), _tables(collection.get("fields"))
+        yield from name_faults(f"collections.{name}", name, vectors, declared)
+    if not collections:
+        yield "collections: none is configured; documents go into a [collections.NAME]"
+
+
+def _dangling(plugins: _Plugins) -> Iterator[str]:
     """Yield a fault for each name that refers to nothing."""
-    embedders, collections = sorted(raw.embedders), sorted(raw.collections)
-    for name, collection in raw.collections.items():
-        for field, vector in collection.vectors.items():
-            if vector.embedder not in raw.embedders:
-                where = f"collections.{name}.vectors.{field}.embedder"
-                yield f"{where}: there is no embedder {vector.embedder!r}{nearest(vector.embedder, embedders)}"
-        if collection.tokenizer is not None and collection.tokenizer not in raw.embedders:
-            where = f"collections.{name}.tokenizer"
-            yield f"{where}: there is no embedder {collection.tokenizer!r}{nearest(collection.tokenizer, embedders)}"
-    for name, source in sources.items():
-        target = getattr(source.config, "collection", None) if source is not None else None
-        if target is not None and target not in raw.collections:
+    embedders, collections = sorted(plugins.tables["embedders"]), sorted(plugins.tables["collections"])
+    for name, collection in plugins.tables["collections"].items():
+        wishes = {
+            f"vectors.{field}.embedder": vector.get("embedder")
+            for field, vector in _tables(collection.get("vectors")).items()
+        }
+        for key, wish in (wishes | {"tokenizer": collection.get("tokenizer")}).items():
+            if isinstance(wish, str) and wish not in embedders:
+                yield f"collections.{name}.{key}: there is no embedder {wish!r}{nearest(wish, embedders)}"
+    for name, table in plugins.tables["sources"].items():
+        plugin = plugins.sources.get(name)
+        target = table.get("collection") if plugin is None else getattr(plugin.config, "collection", None)
+        if isinstance(target, str) and target not in collections:
             yield f"sources.{name}.collection: there is no collection {target!r}{nearest(target, collections)}"
 
 
@@ -355,7 +375,8 @@ def shown(settings: Settings) -> dict[str, Any]:
         if isinstance(value, Plugin):
             return {"type": value.type, **plain(value.config)}
         if isinstance(value, BaseModel):
-            return {key: plain(getattr(value, key)) for key in type(value).model_fields}
+            more = value.model_extra or {}  # such as an index's parameters
+            return {key: plain(getattr(value, key)) for key in [*type(value).model_fields, *more]}
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple | set | frozenset):

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from ingestd.environment import resolved
 from ingestd.errors import ConfigError
 from ingestd.model import canonical_json
 
@@ -93,11 +94,17 @@ def parse(kind: Kind, path: str, settings: Mapping[str, Any], *, default: str | 
     if not isinstance(name, str):
         raise ConfigError(f"{path}.type: missing; one of {', '.join(known(kind))}")
     module = _module(kind, path, name)
+    found: list[str] = []
+    settled = resolved(module.Config, rest, path, found)
     try:
-        config = module.Config.model_validate(rest)
+        config = module.Config.model_validate(settled)
     except ValidationError as error:
-        raise ConfigError(*faults(error, path, module.Config)) from error
-    return Plugin(kind, name, module.__name__, config)
+        told = {fault.partition(": ")[0] for fault in found}
+        more = [fault for fault in faults(error, path, module.Config) if fault.partition(": ")[0] not in told]
+        raise ConfigError(*found, *more) from error
+    if found:
+        raise ConfigError(*found)
+    return Plugin(kind, str(name), module.__name__, config)
 
 
 def _module(kind: Kind, path: str, name: str) -> ModuleType:

@@ -246,9 +246,9 @@ def test_unknown_names_in_environment_and_secrets_are_told(monkeypatch: pytest.M
     monkeypatch.setenv("INGESTD_SECRETS_DIR", str(tmp_path))
     assert fault(MINIMAL) == (
         "INGESTD_MILVS__TOKEN: unknown name in the environment; did you mean 'milvus'?",
-        "INGESTD_STATE_DIR__X: unknown name in the environment: state_dir is no table",
         f"INGESTD_LIMIT__MAX_CHUNKS: unknown name in the secrets directory {tmp_path}; did you mean 'limits'?",
-        "milvus.tokne: unknown key; did you mean 'token'?",
+        "milvus.tokne (INGESTD_MILVUS__TOKNE): unknown key; did you mean 'token'?",
+        "INGESTD_STATE_DIR__X: unknown name: state_dir is no table",
     )
 
 
@@ -259,11 +259,158 @@ def test_a_secrets_directory_that_is_named_has_to_be_there(monkeypatch: pytest.M
 
 
 def test_a_secret_that_is_no_text_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the directory, not with a traceback."""
+    """With its file, not with a traceback, and it hides no other fault."""
     (tmp_path / "INGESTD_MILVUS__TOKEN").write_bytes(b"\xff")
     monkeypatch.setenv("INGESTD_SECRETS_DIR", str(tmp_path))
-    [said] = fault(MINIMAL)
-    assert f"secrets directory {tmp_path} cannot be read" in said
+    secret, other = fault(merged("[limits]\nmax_chunks = 0"))
+    assert secret.startswith(f"{tmp_path}/INGESTD_MILVUS__TOKEN: the secret cannot be read")
+    assert other.startswith("limits.max_chunks: ")
+
+
+@pytest.mark.parametrize("place", ["environment", "secrets"])
+def test_no_file_is_needed_where_the_environment_says_it_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    """In a container; but a file that somebody named has to be there, and nothing at all is no configuration."""
+    with pytest.raises(ConfigError, match=r"config/ingestd.toml: there is no such file"):
+        config.load(None)
+    texts = {
+        "INGESTD_EMBEDDERS__WORDS__TYPE": "hashing",
+        "INGESTD_COLLECTIONS__ARTICLES__VECTORS__DENSE": '{"embedder": "words", "kind": "dense"}',
+        "INGESTD_SOURCES__INBOX": '{"type": "folder", "path": "inbox"}',
+        "INGESTD_SOURCES__INBOX__COLLECTION": "articles",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text) if place == "secrets" else monkeypatch.setenv(name, text)
+    monkeypatch.setenv("INGESTD_SECRETS_DIR", str(tmp_path))
+    settings = config.load(None)
+    assert (settings.used_embedders(), [*settings.collections], [*settings.sources]) == (
+        ["words"],
+        ["articles"],
+        ["inbox"],
+    )
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: there is no such file"):
+        config.load(Path("nowhere.toml"))
+    monkeypatch.setenv("INGESTD_CONFIG", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: there is no such file"):
+        config.load(None)
+
+
+MIXED = """
+[embedders.Words]
+type = "hashing"
+
+[collections.Articles]
+vectors.Dense = { embedder = "Words", kind = "dense", index = { type = "HNSW", M = 16 } }
+
+[sources.INBOX]
+type = "folder"
+path = "inbox"
+collection = "Articles"
+"""
+
+
+def test_a_variable_means_the_key_that_is_there_in_whatever_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables are upper case by custom; names of sources and parameters of indexes need not be lower case."""
+    for name, value in {
+        "SOURCES__INBOX__PATH": "other",
+        "EMBEDDERS__WORDS__DIMENSION": "32",
+        "COLLECTIONS__ARTICLES__VECTORS__DENSE__INDEX__M": "12",
+        "COLLECTIONS__articles__VECTORS__DENSE__INDEX__efConstruction": "100",
+        "COLLECTIONS__ARTICLES__VECTORS__DENSE__SEARCH__EF": "64",
+        "EMBEDDERS__Others__TYPE": "hashing",
+        "EMBEDDERS__MORE__TYPE": "hashing",
+    }.items():
+        monkeypatch.setenv(f"INGESTD_{name}", value)
+    settings = config.load(write(MIXED))
+    dense = settings.collections["Articles"].vectors["Dense"]
+    assert dense.index is not None
+    assert dense.index.model_extra == {"M": 12, "efConstruction": 100}
+    assert dense.search == {"ef": 64}
+    assert settings.embedders.keys() == {"Words", "Others", "more"}
+    assert shown(settings)["sources"]["INBOX"]["path"] == "other"
+
+
+def test_two_variables_for_one_key_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them counts would be chance."""
+    monkeypatch.setenv("INGESTD_STATE_DIR", "one")
+    monkeypatch.setenv("INGESTD_state_dir", "two")
+    assert fault(MINIMAL) == ("INGESTD_state_dir: INGESTD_STATE_DIR sets the same key, state_dir",)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[sources.'a/b']\ntype = 'folder'\npath = 'x'\ncollection = 'articles'", 'sources."a/b"'),
+        ("[sources.'']\ntype = 'folder'\npath = 'x'\ncollection = 'articles'", 'sources.""'),
+        ("[embedders.'a\u0001']\ntype = 'hashing'".replace("'a\u0001'", '"a\\u0001"'), 'embedders."a\\u0001"'),
+        (f"[embedders.{'n' * 256}]\ntype = 'hashing'", f'embedders."{"n" * 256}"'),
+        ("[collections.my-notes]\nvectors.dense = { embedder = 'words' }", "collections.my-notes"),
+        ("[collections.notes]\nvectors.1st = { embedder = 'words' }", "collections.notes.vectors.1st"),
+        ("[collections.notes]\nvectors.text = { embedder = 'words' }", "collections.notes.vectors.text"),
+        ("[collections.articles]\nfields.version = { type = 'INT64' }", "collections.articles.fields.version"),
+    ],
+)
+def test_a_name_that_nothing_could_carry_is_told(text: str, path: str) -> None:
+    """Before a model is loaded for it, or Milvus is asked."""
+    [said] = fault(merged(text))
+    assert said.partition(": ")[0] == path
+    assert "\n" not in said
+
+
+def test_a_configuration_without_a_collection_is_told() -> None:
+    """There is nothing that any command could do with it."""
+    assert fault("") == ("collections: none is configured; documents go into a [collections.NAME]",)
+
+
+def test_no_fault_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown keys, wrong values, plug-ins' keys, references and the environment's own: in one go."""
+    for name, value in {"EMBEDDERS": "notjson", "HTTP__LISTEN": "8321", "SOURCES__INBOX__WATCH": "no"}.items():
+        monkeypatch.setenv(f"INGESTD_{name}", value)
+    text = merged("[limits]\nmax_chunk = 3").replace('path = "inbox"', "pth = 3").replace('"words", kind', '"w", kind')
+    assert {line.partition(": ")[0] for line in fault(text)} == {
+        "embedders (INGESTD_EMBEDDERS)",
+        "http.listen (INGESTD_HTTP__LISTEN)",
+        "sources.inbox.watch (INGESTD_SOURCES__INBOX__WATCH)",
+        "sources.inbox.path",
+        "sources.inbox.pth",
+        "limits.max_chunk",
+        "collections.articles.vectors.dense.embedder",
+    }
+
+
+def test_a_list_from_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the message says so; for a table as well."""
+    monkeypatch.setenv("INGESTD_SOURCES__INBOX__INCLUDE", "*.txt")
+    monkeypatch.setenv("INGESTD_SOURCES__INBOX__MASS_DELETE", "0.5")
+    include, mass_delete = fault(MINIMAL)
+    assert include == (
+        'sources.inbox.include (INGESTD_SOURCES__INBOX__INCLUDE): write a list as JSON, such as ["one", "two"]'
+    )
+    assert mass_delete == (
+        "sources.inbox.mass_delete (INGESTD_SOURCES__INBOX__MASS_DELETE): write a table as JSON, "
+        'such as {"key": "value"}'
+    )
+
+
+def test_a_text_that_looks_like_json_is_a_text_where_one_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the file and from the environment; a list in the file is a list, and a text in its place is a fault."""
+    path = write(MINIMAL.replace('"inbox"\ncoll', '"[1]"\ncoll'))
+    assert shown(config.load(path))["sources"]["inbox"]["path"] == "[1]"
+    monkeypatch.setenv("INGESTD_SOURCES__INBOX__PATH", '["a"]')
+    monkeypatch.setenv("INGESTD_MILVUS__TOKEN", '{"a": 1}')
+    settings = config.load(path)
+    assert shown(settings)["sources"]["inbox"]["path"] == '["a"]'
+    assert settings.milvus.token is not None
+    assert settings.milvus.token.get_secret_value() == '{"a": 1}'
+    [said] = fault(MINIMAL + "include = '[\"*.txt\"]'")
+    assert said.startswith("sources.inbox.include: ")
+
+
+def test_an_indexs_parameters_are_shown() -> None:
+    """All that is in force, also keys that only Milvus knows."""
+    tree = shown(config.load(write(MIXED)))
+    assert tree["collections"]["Articles"]["vectors"]["Dense"]["index"] == {"type": "HNSW", "M": 16}
 
 
 def test_any_value_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,9 @@ def wanted(collection: str, vectors: Mapping[str, VectorSpec], fields: Mapping[s
         ConfigError: One line per fault.
     """
     where = f"collections.{collection}"
-    faults = [*_name_faults(where, collection, vectors, fields)]
+    faults = [*name_faults(where, collection, vectors, fields)]
+    if not vectors:
+        faults.append(f"{where}.vectors: a collection needs at least one vector field")
     for name, spec in vectors.items():
         faults += _vector_faults(f"{where}.vectors.{name}", VectorSpec(*spec))
     if faults:
@@ -392,14 +394,13 @@ def parameter_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _name_faults(
+def name_faults(
     where: str, collection: str, vectors: Mapping[str, object], fields: Mapping[str, object]
 ) -> Iterator[str]:
+    """Yield a line for each name that Milvus would not take, or that is taken; no model is needed to tell."""
     rule = "letters, digits and underscores, at most 255, no digit first"
     if not _NAME.fullmatch(collection):
         yield f"{where}: a collection's name has {rule}"
-    if not vectors:
-        yield f"{where}.vectors: a collection needs at least one vector field"
     if len(COLUMNS) + len(vectors) + len(fields) > MOST_FIELDS:
         yield f"{where}: {len(vectors)} vectors and {len(fields)} fields make more than Milvus's {MOST_FIELDS} columns"
     for section, names in (("vectors", vectors), ("fields", fields)):
