@@ -403,6 +403,10 @@ class ListSource:
     def export(self, metrics: SourceMetrics) -> None:
         """It has no metrics."""
 
+    def absent(self) -> frozenset[str]:
+        """Return nothing: a list loses nothing."""
+        return frozenset()
+
     def probe(self) -> Sequence[Check]:
         """Return nothing."""
         return ()

@@ -124,6 +124,14 @@ class Source(Protocol):
         """Say whether the source could start: what ``ingestd check`` prints. Changes nothing."""
         ...
 
+    def absent(self) -> frozenset[str]:
+        """Return the documents that are known and are not there now. For a source that does not run; changes nothing.
+
+        Raises:
+            ConfigError: It cannot be said.
+        """
+        ...
+
     def confirm(self) -> int:
         """Let deletes go on that were held because there were too many at once; return how many were held."""
         ...
@@ -166,8 +174,8 @@ class SeenStore(Protocol):
         """
         ...
 
-    def confirmed(self, source: str) -> bool:
-        """Return, once, whether an operator confirmed the source's held deletes while no daemon ran."""
+    def confirmed(self, source: str) -> frozenset[str]:
+        """Return, once, the documents whose deletes an operator confirmed while no daemon ran."""
         ...
 
 
@@ -465,8 +473,8 @@ class Store(Ledger, SeenStore, Protocol):
         """Remove all that is known of a source: entries, seens, parked events and dead letters."""
         ...
 
-    def confirm(self, source: str) -> None:
-        """Note that an operator confirmed the source's held deletes."""
+    def confirm(self, source: str, documents: Collection[str]) -> None:
+        """Note that an operator confirmed the deletes of these documents, and of no others."""
         ...
 
 

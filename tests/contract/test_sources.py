@@ -43,9 +43,9 @@ class Nothing:
         """See ``ports.SeenStore``."""
         return iter(())
 
-    def confirmed(self, source: str) -> bool:
+    def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""
-        return False
+        return frozenset()
 
 
 @dataclass

@@ -283,9 +283,10 @@ def test_seens_stream_past_their_pages(store: SqliteStore) -> None:
 
 def test_a_confirmation_counts_once(store: SqliteStore) -> None:
     """An operator's word lets held deletes go on once, and only those of the source that it was about."""
-    store.confirm("inbox")
-    store.confirm("inbox")
-    assert [store.confirmed("other"), store.confirmed("inbox"), store.confirmed("inbox")] == [False, True, False]
+    store.confirm("inbox", {"a", "b"})
+    store.confirm("inbox", {"b", "c"})
+    assert store.confirmed("other") == frozenset()
+    assert [store.confirmed("inbox"), store.confirmed("inbox")] == [{"a", "b", "c"}, frozenset()]
 
 
 # The retry queue
@@ -491,6 +492,15 @@ def test_a_new_event_of_a_file_supersedes_its_replayed_letter(store: SqliteStore
     assert store.settle([written(again(waits))], FINGERPRINTS) == Settled()
 
 
+def test_what_is_replayed_is_left_to_the_retry_queue(store: SqliteStore) -> None:
+    """The source learns that the document waits there, so that it is not handed in a second time."""
+    store.settle([dead(upsert("a", signature="stat"))], FINGERPRINTS)
+    store.requeue([1])
+    assert [(seen.document_id, seen.signature, seen.verdict) for seen in store.seen("inbox")] == [
+        ("a", "stat", Verdict.RETRYING)
+    ]
+
+
 def test_letters_come_oldest_first_and_by_id(store: SqliteStore) -> None:
     """All letters stream in order past their pages, and a choice of them in the same order, each once."""
     store.settle([dead(upsert(f"d{at}")) for at in range(1_100)], FINGERPRINTS)
@@ -627,11 +637,15 @@ def test_forgetting_a_source_leaves_the_others(store: SqliteStore) -> None:
         event = upsert(f"{source}/{name}", source=source, signature="s")
         store.settle([written(event), dead(upsert(f"{source}/{name}!", source=source))], FINGERPRINTS)
         store.settle([retrying(upsert(f"{source}/{name}?", source=source))], FINGERPRINTS)
-        store.confirm(source)
+        store.confirm(source, {"x"})
     assert store.counts() == {"inbox": Counts(2, 0, 2, 2), "other": Counts(2, 0, 2, 2)}
     store.forget("inbox", "articles")
     assert store.counts() == {"other": Counts(2, 0, 2, 2)}
-    assert (list(store.seen("inbox")), store.confirmed("inbox"), store.confirmed("other")) == ([], False, True)
+    assert (list(store.seen("inbox")), store.confirmed("inbox"), store.confirmed("other")) == (
+        [],
+        frozenset(),
+        frozenset({"x"}),
+    )
 
 
 def test_everything_is_there_after_a_restart(reopen: Callable[..., SqliteStore]) -> None:

@@ -42,7 +42,7 @@ def test_once_holds_the_deletes_until_they_are_confirmed(halved: Workplace) -> N
     assert len(halved.documents()) == FILES
 
     confirmed = halved.ask("forget", "--source", "inbox", "--absent")
-    assert (0, "the deletes go on\n") == (confirmed.code, confirmed.out)
+    assert (0, "30 deletes go on\n") == (confirmed.code, confirmed.out)
     assert halved.once()["deleted"] == 30
     assert len(halved.documents()) == 30
 

@@ -109,9 +109,9 @@ class Store:
         """See ``ports.SeenStore``."""
         return iter([(document, True) for document in self.rows])
 
-    def confirmed(self, source: str) -> bool:
+    def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""
-        return False
+        return frozenset()
 
 
 @dataclass

@@ -321,12 +321,12 @@ class StoreMachine(RuleBasedStateMachine):
     def confirm(self, source: str) -> None:
         """Confirm a source's deletes."""
         self.model.confirmed.add(source)
-        self.store.confirm(source)
+        self.store.confirm(source, {"gone"})
 
     @rule(source=sources)
     def confirmed(self, source: str) -> None:
         """Take the confirmation."""
-        assert self.store.confirmed(source) == (source in self.model.confirmed)
+        assert self.store.confirmed(source) == ({"gone"} if source in self.model.confirmed else set())
         self.model.confirmed.discard(source)
 
     @rule()

@@ -278,9 +278,9 @@ class Remembered:
         """Yield them."""
         return ((f"s/{number}", True) for number in range(self.count))
 
-    def confirmed(self, source: str) -> bool:
+    def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""
-        return False
+        return frozenset()
 
 
 def test_a_document_takes_few_bytes_of_memory() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ingestd import operations
+from ingestd import __version__, operations
 from ingestd.cli.common import (
     answer,
     ask,
@@ -24,10 +24,12 @@ from ingestd.cli.common import (
 )
 from ingestd.engine.runner import Exit
 from ingestd.errors import ConfigError
-from ingestd.model import Totals
+from ingestd.flow import Scope
+from ingestd.model import Fingerprints, Totals
 from ingestd.ops.control import SOCKET_NAME, NotRunning, call
 from ingestd.parts import SystemClock, feeds, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
+from ingestd.store.holdings import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ingestd.model import DeadLetter, Json
 
 STATUS_TIMEOUT = 10.0
+STAGES = ("extract", "chunk", "embed", "write")
+"""What documents wait for, as a running daemon names it."""
 
 
 @click.command()
@@ -55,28 +59,44 @@ def status(config_file: Path | None, *, as_json: bool) -> Exit:
 
 
 def _resting(settings: Settings) -> dict[str, Any]:
+    """Return what is known while no daemon runs, under the same keys as a running one's."""
     with read_store(settings) as store:
-        counts = {} if store is None else {name: asdict(count) for name, count in store.counts().items()}
-    sources = [{"name": name, **count} for name, count in counts.items()]
-    return {"running": False, "ready": False, "checks": [], "totals": asdict(Totals()), "sources": sources}
+        counts = {} if store is None else store.counts()
+        rows = {name: None if store is None else store.rows(name) for name in settings.collections}
+    types = {name: source.type for name, source in settings.sources.items()}
+    fed = dict(feeds(settings))
+    sources = [
+        {"name": name, "type": types.get(name), "collection": fed.get(name), **asdict(counts.get(name, Counts()))}
+        for name in dict.fromkeys([*types, *counts])
+    ]
+    waiting = {f"waits_for_{stage}": 0 for stage in STAGES}
+    return {
+        "running": False,
+        "ready": False,
+        "checks": [],
+        "totals": asdict(Totals()),
+        "version": __version__,
+        "uptime_seconds": None,
+        "milvus": settings.milvus.uri,
+        "sources": sources,
+        "collections": [{"name": name, "rows": count, "in_flight": 0, **waiting} for name, count in rows.items()],
+    }
 
 
-def _status_text(found: dict[str, Any]) -> str:
-    lines = []
+def _status_text(found: dict[str, Any]) -> Iterator[str]:
     if not found["running"]:
-        lines.append("no daemon runs on this state directory")
+        yield "no daemon runs on this state directory"
     else:
-        lines.append("ready" if found["ready"] else "NOT READY")
-        unwell = [check for check in found["checks"] if not check["ok"]]
-        lines += [
-            f"  {check['name']}: {check['detail']}" + f" ({check['cure']})" * bool(check["cure"]) for check in unwell
-        ]
-        lines.append("  ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["totals"].items()))
+        yield "ready" if found["ready"] else "NOT READY"
+        for check in found["checks"]:
+            if not check["ok"]:
+                yield f"  {check['name']}: {check['detail']}" + f" ({check['cure']})" * bool(check["cure"])
+        yield "  ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["totals"].items())
     for name in ("sources", "collections"):
-        rows = found.get(name)
+        rows = found[name]
         if rows:
-            lines += ["", table(rows, list(dict.fromkeys(key for row in rows for key in row)))]
-    return "\n".join(lines)
+            yield ""
+            yield from table(rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def letter_filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +130,7 @@ def list_letters(config_file: Path | None, *, as_json: bool, **filters: str | No
         letters = [] if store is None else list(_chosen(store.dead_letters(data=False), filters))
         rows = list(operations.listed(letters))
     columns = ["id", "document_id", "stage", "error", "attempts", "message"]
-    answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else "no dead letters")  # type: ignore[arg-type]
+    answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else ["no dead letters"])
 
 
 @dead_letters.command("show")
@@ -149,7 +169,7 @@ def replay_letters(
     settings = load(config_file, level="warning")
     numbers = _numbers(settings, ids, filters, everything=everything)
     if dry_run:
-        answer({"would_replay": numbers}, as_json=as_json, text=lambda _found: f"would replay: {_list(numbers)}")
+        answer({"would_replay": numbers}, as_json=as_json, text=lambda _found: [f"would replay: {_list(numbers)}"])
         return
 
     def otherwise() -> Json:
@@ -179,7 +199,7 @@ def discard_letters(
             return {"discarded": store.discard(numbers)}
 
     found = cast("dict[str, int]", ask(settings, "discard", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=lambda value: f"{value['discarded']} discarded")
+    answer(found, as_json=as_json, text=lambda value: [f"{value['discarded']} discarded"])
 
 
 @click.group()
@@ -213,7 +233,7 @@ def list_retries(config_file: Path | None, *, as_json: bool) -> None:
     now = time.time()
     shown = [{**row, "due": f"in {max(0.0, row['due_at'] - now):.0f} s"} for row in rows]
     columns = ["document_id", "attempt", "due", "stage", "error", "message"]
-    answer(rows, as_json=as_json, text=lambda _rows: table(shown, columns) if rows else "nothing is waiting")  # type: ignore[arg-type]
+    answer(rows, as_json=as_json, text=lambda _rows: table(shown, columns) if rows else ["nothing is waiting"])
 
 
 @retries.command("now")
@@ -229,7 +249,7 @@ def hasten(config_file: Path | None, *, as_json: bool) -> None:
             return {"hastened": store.hasten(SystemClock().time())}
 
     found = cast("dict[str, int]", ask(settings, "hasten", {}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=lambda value: f"{value['hastened']} due now")
+    answer(found, as_json=as_json, text=lambda value: [f"{value['hastened']} due now"])
 
 
 @click.command()
@@ -243,19 +263,25 @@ def forget(source: str, config_file: Path | None, *, absent: bool, as_json: bool
     settings = load(config_file, level="warning")
     if absent:
         found = ask(settings, "confirm", {"source": source}, otherwise=lambda: _confirm(settings, source))
-        text = "the deletes go on" if found else ""
-        answer(found, as_json=as_json, text=lambda _value: text)
+        answer(found, as_json=as_json, text=_confirm_text)
         return
     found = ask(settings, "forget", {"source": source}, otherwise=lambda: _forget(settings, source))
-    answer(found, as_json=as_json, text=lambda value: f"{value['documents']} documents, {value['rows']} rows deleted")
+    answer(found, as_json=as_json, text=lambda value: [f"{value['documents']} documents, {value['rows']} rows deleted"])
 
 
 def _confirm(settings: Settings, source: str) -> Json:
     if source not in settings.sources:
         raise ConfigError(f"there is no source {source!r}; there is {', '.join(sorted(settings.sources)) or 'none'}")
     with own_store(settings) as store:
-        store.confirm(source)
-    return {"source": source, "confirmed": None}
+        scope = Scope(SystemClock(), store, settings.limits.max_bytes, Fingerprints("", ""))
+        absent = settings.sources[source].build(source, scope).absent()
+        store.confirm(source, absent)
+    return {"source": source, "confirmed": len(absent)}
+
+
+def _confirm_text(found: dict[str, Any]) -> list[str]:
+    count = found["confirmed"]
+    return [f"{count} deletes go on" if count else "no deletes are held: nothing was changed"]
 
 
 def _forget(settings: Settings, source: str) -> Json:
@@ -269,11 +295,11 @@ def _forget(settings: Settings, source: str) -> Json:
         return operations.forget(store, sinks, feeds(settings), source)
 
 
-def _replay_text(found: dict[str, Any]) -> str:
+def _replay_text(found: dict[str, Any]) -> list[str]:
     text = f"{found['replayed']} to be tried again"
     if found["left"]:
         text += f"; left, since no configured source feeds their collection any more: {_list(found['left'])}"
-    return text
+    return [text]
 
 
 def _chosen(letters: Iterator[DeadLetter], filters: dict[str, str | None]) -> Iterator[DeadLetter]:
@@ -319,14 +345,18 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _letter_text(letter: dict[str, Any]) -> str:
+def _letter_text(letter: dict[str, Any]) -> Iterator[str]:
     trace = letter.pop("traceback")
     content = letter.pop("content")
     for name in ("first_failed_at", "last_failed_at"):
         letter[name] = datetime.fromtimestamp(letter[name], UTC).isoformat(sep=" ", timespec="seconds")
-    lines = [f"{name.replace('_', ' '):>16}: {value}" for name, value in letter.items() if value not in (None, {}, "")]
-    lines.append(f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64"))
-    return "\n".join(lines) + (f"\n\n{trace}" if trace else "")
+    for name, value in letter.items():
+        if value not in (None, {}, ""):
+            yield f"{name.replace('_', ' '):>16}: {value}"
+    yield f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64")
+    if trace:
+        yield ""
+        yield from trace.split("\n")
 
 
 def _list(numbers: list[int]) -> str:

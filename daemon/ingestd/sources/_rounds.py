@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 CONFIRM = 1.0
 """Seconds between the two looks that a deletion takes."""
 STARTING_SCANS = 2
-"""What was confirmed while no daemon ran are the deletes that its first scans find, and no later ones."""
+"""What was confirmed while no daemon ran counts for the first scans, and no later ones."""
 BATCH = 256
 """The most looks in one turn: hints and outcomes are taken in between."""
 
@@ -68,7 +68,7 @@ class Rounds:
         self._gone: set[str] = set()
         self._leaving: deque[str] = deque()
         self._to_judge = False
-        self._confirmed_before = False
+        self._confirmed_before: frozenset[str] = frozenset()
         # Notes from other threads.
         self.notices: deque[Notice] = deque()
         self.asked: deque[str] = deque()
@@ -83,10 +83,25 @@ class Rounds:
         self.last_scan_seconds = 0.0
         self.last_scan_at: float | None = None
 
-    def load(self) -> None:
-        """Begin with what the store knows."""
+    def load(self, *, confirmed: bool = True) -> None:
+        """Begin with what the store knows; with what was confirmed, which is told once, only to act on it."""
         self._view = View.load(self._name, self._collection, self._scope)
-        self._confirmed_before = self._scope.seen.confirmed(self._name)
+        if confirmed:
+            self._confirmed_before = self._scope.seen.confirmed(self._name)
+
+    def absent(self) -> frozenset[str]:
+        """Return the documents that are known and are not there now.
+
+        Raises:
+            RootGoneError: The root cannot be listed.
+        """
+        scan = Scan(self._tree)
+        there = {f"{self._name}/{path}" for path, _signature in scan}
+        return frozenset(
+            document
+            for document, file in self._view.files.items()
+            if file.known and document not in there and not scan.within_unreadable(document[len(self._name) + 1 :])
+        )
 
     @property
     def files(self) -> int:
@@ -144,7 +159,7 @@ class Rounds:
         finally:
             self.reading_since = None
         if mark > STARTING_SCANS:
-            self._confirmed_before = False
+            self._confirmed_before = frozenset()
         self._note_absent(scan, mark, hinted=hinted)
         if mark == 1:
             for verdict, count in same.items():
@@ -342,10 +357,10 @@ class Rounds:
         if self._guard.allows(len(self._absent), self._view.known() - len(self._leaving), now):
             self._guard.let_go(len(self._gone), now)
             self._release(self._gone)
-        elif self._confirmed_before:
-            self._confirmed_before = False
+        elif confirmed := self._gone & self._confirmed_before:
+            self._release(confirmed)
             self._guard.confirmed()
-            self._release(self._gone)
+            self._to_judge = bool(self._gone)
         elif not held_before:
             log.error(
                 "many documents are gone at once, their deletes are held", source=self._name, held=len(self._gone)

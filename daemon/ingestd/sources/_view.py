@@ -94,7 +94,11 @@ class View:
                 stands = whole.get(seen.document_id, False)
             elif seen.verdict is Verdict.DEAD_LETTERED:
                 stands = whole.get(seen.document_id, True)
-            else:  # no end: the event goes on in the retry queue, or is sent again
+            elif seen.verdict is Verdict.RETRYING:  # a dead letter that is tried again, whatever it rests on now
+                file = view.files[seen.document_id] = File(known=True)
+                file.signature = seen.signature
+                continue
+            else:
                 stands = False
                 if seen.document_id not in whole:
                     continue

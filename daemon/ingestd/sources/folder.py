@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ingestd.errors import UnavailableError
+from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Check, Event, Op, Parked
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
@@ -191,6 +191,14 @@ class FolderSource:
             return self._rounds.event(document, path, found, attempt, since)
         self._rounds.asked.append(document)
         return None
+
+    def absent(self) -> frozenset[str]:
+        """Return the documents that are known and whose files are not there now."""
+        self._rounds.load(confirmed=False)
+        try:
+            return self._rounds.absent()
+        except RootGoneError as error:
+            raise ConfigError(f"sources.{self.name}.path: {error}; nothing can be said about deletes") from error
 
     def confirm(self) -> int:
         """Let the deletes go on that are held at this moment. A root that is missing cannot be confirmed away."""

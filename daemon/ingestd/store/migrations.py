@@ -188,7 +188,19 @@ _HOLDINGS = (
     "CREATE INDEX parked_by_owner ON parked (source, collection, due_at)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS)
+_CONFIRMED_DOCUMENTS = (
+    # A confirmation is about the documents that were gone when it was given, not about whatever goes later.
+    "DROP TABLE confirmations",
+    """
+    CREATE TABLE confirmations (
+        source TEXT NOT NULL,
+        document_id TEXT NOT NULL,
+        PRIMARY KEY (source, document_id)
+    ) WITHOUT ROWID
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS, _CONFIRMED_DOCUMENTS)
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:

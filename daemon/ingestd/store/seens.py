@@ -9,6 +9,7 @@ from ingestd.store.text import from_column, to_column
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable
 
     from ingestd.model import Fingerprints, Outcome
 
@@ -44,6 +45,13 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, fingerprints: Finge
     connection.execute(_PUT, (*key, to_column(signature), outcome.verdict.value, fingerprint))
 
 
+def wait(connection: sqlite3.Connection, source: str, document_id: str, collection: str) -> None:
+    """Note that a dead letter is to be tried again: its source leaves the document to the retry queue."""
+    query = "UPDATE seens SET verdict = ? WHERE source = ? AND document_id = ? AND collection = ? AND verdict = ?"
+    verdicts = Verdict.RETRYING.value, Verdict.DEAD_LETTERED.value
+    connection.execute(query, (verdicts[0], source, document_id, collection, verdicts[1]))
+
+
 def signature_of(outcome: Outcome) -> str | None:
     """Return what the source saw: when it read the bytes, or else when it made the event."""
     if outcome.content is not None and outcome.content.signature is not None:
@@ -71,19 +79,21 @@ def page(
     return seens, records[-1][:2] if records else after
 
 
-def confirm(connection: sqlite3.Connection, source: str) -> None:
-    """Note that the source's held deletes may go on."""
-    connection.execute("INSERT OR IGNORE INTO confirmations (source) VALUES (?)", (source,))
+def confirm(connection: sqlite3.Connection, source: str, documents: Iterable[str]) -> None:
+    """Note that the deletes of these documents may go on."""
+    query = "INSERT OR IGNORE INTO confirmations (source, document_id) VALUES (?, ?)"
+    connection.executemany(query, ((source, document) for document in documents))
 
 
 def is_confirmed(connection: sqlite3.Connection, source: str) -> bool:
-    """Return whether the source's held deletes may go on."""
+    """Return whether deletes of the source were confirmed."""
     return connection.execute("SELECT 1 FROM confirmations WHERE source = ?", (source,)).fetchone() is not None
 
 
-def take_confirmation(connection: sqlite3.Connection, source: str) -> bool:
-    """Remove the note, and return whether it was there."""
-    return connection.execute("DELETE FROM confirmations WHERE source = ?", (source,)).rowcount > 0
+def take_confirmation(connection: sqlite3.Connection, source: str) -> frozenset[str]:
+    """Remove the notes, and return the documents that they are about."""
+    query = "DELETE FROM confirmations WHERE source = ? RETURNING document_id"
+    return frozenset(document for (document,) in connection.execute(query, (source,)).fetchall())
 
 
 def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:

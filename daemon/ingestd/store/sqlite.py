@@ -273,15 +273,15 @@ class SqliteStore:
                 yield from documents
                 more = len(documents) == _PAGE
 
-    def confirm(self, source: str) -> None:
-        """Note that an operator confirmed the source's held deletes."""
-        self._write(partial(seens.confirm, source=source))
+    def confirm(self, source: str, documents: Collection[str]) -> None:
+        """Note that an operator confirmed the deletes of these documents, and of no others."""
+        self._write(partial(seens.confirm, source=source, documents=documents), weight=len(documents))
 
-    def confirmed(self, source: str) -> bool:
-        """Return, once, whether an operator confirmed the source's held deletes while no daemon ran."""
+    def confirmed(self, source: str) -> frozenset[str]:
+        """Return, once, the documents whose deletes an operator confirmed while no daemon ran."""
         with self._readers.lease() as connection:  # nearly always not: no write for that
             noted = seens.is_confirmed(connection, source)
-        return noted and self._write(partial(seens.take_confirmation, source=source))
+        return self._write(partial(seens.take_confirmation, source=source)) if noted else frozenset()
 
     # Settling, retries, dead letters
 
@@ -382,6 +382,8 @@ class SqliteStore:
                 part = wanted[at : at + _LETTERS]
                 letters = dead_letters.some(connection, part, data=False)
                 added.update(retries.requeue(connection, letters, self._clock.time()))
+                for letter in letters:
+                    seens.wait(connection, letter.source, letter.key.document_id, letter.key.collection)
                 dead_letters.discard(connection, part)
             return added
 

@@ -46,7 +46,7 @@ class Store:
     rows: dict[str, Content] = field(default_factory=dict)
     stats: dict[str, Seen] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
-    is_confirmed: bool = False
+    confirmed_documents: frozenset[str] = frozenset()
 
     def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
         """See ``ports.SeenStore``."""
@@ -56,9 +56,9 @@ class Store:
         """See ``ports.SeenStore``."""
         return iter([(document, document not in self.doubtful) for document in self.rows])
 
-    def confirmed(self, source: str) -> bool:
+    def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""
-        confirmed, self.is_confirmed = self.is_confirmed, False
+        confirmed, self.confirmed_documents = self.confirmed_documents, frozenset()
         return confirmed
 
 

@@ -207,17 +207,31 @@ def test_once_returns_with_held_deletes_and_says_so(rig: Rig) -> None:
     source = rig.once()
     assert len(rig.store.rows) == 60
     assert not check(source, "deletes")[0]
-    rig.store.is_confirmed = True
+    rig.store.confirmed_documents = source.absent()
+    assert len(rig.store.confirmed_documents) == 60
     source = rig.once()
     assert rig.store.rows == {}
     assert check(source, "deletes")[0]
+
+
+def test_a_confirmation_is_about_what_was_gone_when_it_was_given(rig: Rig) -> None:
+    """Nothing is missing, and it is confirmed all the same: the folder that is emptied before the next run is held."""
+    fill(rig, 60)
+    source = rig.once()
+    rig.store.confirmed_documents = source.absent()
+    assert rig.store.confirmed_documents == frozenset()
+    shutil.rmtree(rig.root)
+    rig.root.mkdir()
+    source = rig.once()
+    assert len(rig.store.rows) == 60
+    assert not check(source, "deletes")[0]
 
 
 def test_a_confirmation_from_before_the_start_does_not_outlast_it(rig: Rig) -> None:
     """It is for what the first two scans find: a mount that goes away an hour later is held."""
     fill(rig, 60)
     rig.once()
-    rig.store.is_confirmed = True
+    rig.store.confirmed_documents = frozenset(rig.store.rows)
     with rig.running(rescan_seconds=0.2, watch="poll") as source:
         rig.until(lambda: source.status().scans > 3)
         for path in rig.root.iterdir():
