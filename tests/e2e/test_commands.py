@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fixtures.daemon import workplace_in
@@ -128,8 +129,59 @@ def test_status_says_how_the_daemon_is(workplace: Workplace) -> None:
         assert daemon.out == ""
     answer = workplace.ask("status", "--json")
     assert answer.code == 1
+    assert _keys(status) == _keys(answer.json)
+    assert [("inbox", "folder", "articles")] == [
+        (source["name"], source["type"], source["collection"]) for source in answer.json["sources"]
+    ]
+    assert status["collections"] == answer.json["collections"]
     assert (False, 0) == (answer.json["running"], answer.json["totals"]["accepted"])
     assert [("inbox", 1)] == [(source["name"], source["documents"]) for source in answer.json["sources"]]
+
+
+def _keys(status: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the keys of an answer, and those of the rows of each of its tables."""
+    return {key: sorted(value[0]) if value and isinstance(value, list) else [] for key, value in status.items()} | {
+        "checks": []  # a resting daemon has none
+    }
+
+
+def test_status_before_the_first_start_has_the_same_keys(workplace: Workplace) -> None:
+    """Nothing is known of what was never there: null, and not nothing."""
+    answer = workplace.ask("status", "--json")
+    assert answer.code == 1, answer.err
+    assert [None] == [collection["rows"] for collection in answer.json["collections"]]
+    assert [0] == [source["documents"] for source in answer.json["sources"]]
+    assert (None, "milvus") == (answer.json["uptime_seconds"], answer.json["milvus"])
+
+
+def test_what_documents_hold_cannot_steer_the_terminal(workplace: Workplace) -> None:
+    """Escapes, line ends and turned directions in names and texts are printed as escapes, by every command."""
+    good, bad = "good\x1b]0;owned\x07\n\x9b2J\u202e.txt", "bad\x1b[2J\r\u2066.json"
+    workplace.write(good, "A text with \u202e a turn.")
+    workplace.write(bad, "{")
+    workplace.once(code=3)
+    (letter,) = workplace.letters()
+    assert f"inbox/{bad}" == letter["document_id"]
+    number = str(letter["id"])
+    commands = (
+        ("dead-letters", "list"),
+        ("dead-letters", "show", number),
+        ("search", "articles", "A text with a turn"),
+        ("status",),
+        ("forget", "--source", "in\x1bbox"),
+    )
+    for command in commands:
+        for form in ((), ("--json",)):
+            answer = workplace.ask(*command, *form)
+            said = answer.out + answer.err
+            assert said.strip(), command
+            assert not any(unicodedata.category(sign) in {"Cc", "Cf"} for sign in said.replace("\n", "")), (
+                command,
+                said,
+            )
+    assert workplace.ask("dead-letters", "list").out.count("\n") == 2
+    assert "\\u202e a turn" in workplace.ask("search", "articles", "A text with a turn").out
+    assert workplace.ask("search", "articles", "A text with a turn", "--json").json[0]["document_id"] == f"inbox/{good}"
 
 
 def test_search_goes_on_while_the_daemon_ingests(workplace: Workplace) -> None:
@@ -169,7 +221,7 @@ def test_forget_deletes_what_a_removed_source_left(workplace: Workplace) -> None
     del workplace.settings["sources"]["other"]
     assert workplace.once()["unchanged"] == 1
     assert {"inbox/ours.txt", "other/theirs.txt"} == workplace.documents()
-    assert "source:other: is not configured any more; its 1 documents in articles stay" in workplace.ask("check").out
+    assert "source:other: does not feed articles any more; its 1 documents there stay" in workplace.ask("check").out
     forgotten = workplace.ask("forget", "--source", "other", "--json")
     assert {"source": "other", "documents": 1, "rows": 1} == forgotten.json
     assert {"inbox/ours.txt"} == workplace.documents()

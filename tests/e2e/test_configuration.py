@@ -131,7 +131,8 @@ def test_a_plan_says_what_is_absent_and_apply_creates_it(workplace: Workplace) -
     assert [("articles", True)] == [(difference["collection"], difference["fixable"]) for difference in plan.json]
     applied = workplace.ask("schema", "apply")
     assert applied.code == 0
-    assert applied.out.startswith("done: ")
+    assert applied.out.startswith("created collection articles: id ")
+    assert len(applied.out.splitlines()) == 1
     after = workplace.ask("schema", "plan")
     assert (0, "all is as configured\n") == (after.code, after.out)
     assert workplace.ask("schema", "apply").out == "nothing to do\n"

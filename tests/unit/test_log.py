@@ -32,7 +32,7 @@ logging.getLogger("pymilvus.client").warning("retry %s of %d", "b\\x1b[2J", 3)
 warnings.warn("deprecated", stacklevel=1)
 try:
     novel = "local variable of a frame"
-    raise ValueError("bad row")
+    raise ValueError("bad row\\x1b[2J\\x9b\\u202e")
 except ValueError:
     early.exception("failed", uri="http://user:hunter2@host:19530/x")
 """
@@ -107,6 +107,7 @@ def test_a_traceback_shows_no_local_variables(as_json: bool) -> None:  # noqa: F
     assert "ValueError: bad row" in err
     assert "Traceback (most recent call last)" in err
     assert "local variable of a frame" not in err
+    assert not any(steering in err for steering in ("\x1b[2J", "\x9b", "\u202e"))
 
 
 def test_a_terminal_gets_readable_lines() -> None:
@@ -154,6 +155,21 @@ def test_a_library_with_handlers_of_its_own_is_adopted() -> None:
 def test_what_is_withheld(name: str, value: object, shown: object) -> None:
     """Names decide, numbers stay, and objects that could print a document are named by their class."""
     assert log.withhold(None, "info", {name: value}) == {name: shown}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("naïve £5\t日本", "naïve £5\t日本"),
+        ("a\x1b[2J\r\nb", "a\\x1b[2J\\r\\nb"),
+        ("\x7f\x9b\x85", "\\x7f\\x9b\\x85"),
+        ("txt.\u202eexe\u2066", "txt.\\u202eexe\\u2066"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_what_is_printable(text: str, shown: str) -> None:
+    """Letters of all languages stay; what steers a terminal or cannot be printed is an escape, also the second time."""
+    assert shown == log.printable(text) == log.printable(log.printable(text))
 
 
 def test_an_unknown_level_is_refused() -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from ingestd import __version__
-from ingestd.cli.common import answer, config_option, ends, json_option, load
+from ingestd.cli.common import answer, config_option, ends, json_option, load, say
 from ingestd.engine.runner import Exit
 from ingestd.errors import ConfigError, IngestError
 from ingestd.flow import Scope
 from ingestd.model import Check, Fingerprints
 from ingestd.ops.control import SOCKET_NAME, NotRunning, call
-from ingestd.parts import SystemClock, milvus, models, open_store, schema_of, strangers
+from ingestd.parts import (
+    SystemClock,
+    build_embedder,
+    device_pool,
+    milvus,
+    open_store,
+    schema_of,
+    strangers,
+    tokenizer_of,
+)
 from ingestd.sinks.milvus import MilvusSink
+from ingestd.store.opening import DATABASE
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -23,8 +34,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestd.config import Settings
-    from ingestd.model import ModelInfo
-    from ingestd.ports import Embedder
+    from ingestd.devices.pool import Pool
+    from ingestd.milvus.client import Connection
+    from ingestd.model import ModelInfo, Seen
+    from ingestd.ports import SeenStore
 
 
 @click.command()
@@ -32,28 +45,48 @@ if TYPE_CHECKING:
 @json_option
 @ends
 def check(config_file: Path | None, *, as_json: bool) -> Exit:
-    """Check the configuration, the models, Milvus, the sources and the state, and change nothing."""
+    """Check the configuration, the models, Milvus, the sources and the state. Nothing is made, no document touched."""
     settings = load(config_file, level="error")
     checks = [Check("configuration", ok=True, detail=f"valid (ingestd {__version__})")]
     if not as_json:
-        click.echo(_line(checks[0]))
+        _tell(checks[0])
     for found in _checks(settings):
         checks.append(found)
         if not as_json:
-            click.echo(_line(found))
+            _tell(found)
     ok = all(found.ok for found in checks)
     if as_json:
-        answer({"ok": ok, "checks": [asdict(found) for found in checks]}, as_json=True, text=str)
+        answer({"ok": ok, "checks": [asdict(found) for found in checks]}, as_json=True, text=lambda _found: ())
     return Exit.DONE if ok else Exit.FAILURE
 
 
+class _Nothing:
+    """The past of a source that has none, or whose state cannot be read (``ports.SeenStore``)."""
+
+    def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
+        """Yield nothing."""
+        del source, collection
+        return iter(())
+
+    def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
+        """Yield nothing."""
+        del source, collection
+        return iter(())
+
+    def confirmed(self, source: str) -> bool:
+        """Return that nobody confirmed anything."""
+        del source
+        return False
+
+
 def _checks(settings: Settings) -> Iterator[Check]:
-    yield _state(settings)
-    yield from _sources(settings)
-    with models(settings) as embedders:
-        infos: dict[str, ModelInfo] = {}
-        for name, embedder in embedders.items():
-            found, info = _model(name, embedder)
+    state = _state(settings)
+    yield state
+    yield from _sources(settings, tell=state.ok)
+    infos: dict[str, ModelInfo] = {}
+    with device_pool(settings) as pool:
+        for name in settings.used_embedders():
+            found, info = _model(settings, name, pool)
             yield found
             if info is not None:
                 infos[name] = info
@@ -70,6 +103,8 @@ def _state(settings: Settings) -> Check:
         return Check(name, ok=False, detail=str(error), cure="see the log of the running daemon")
     else:
         return Check(name, ok=True, detail=f"{settings.state_dir} is in use by the running daemon")
+    if not (settings.state_dir / DATABASE).exists():
+        return _makeable(name, settings.state_dir, "state_dir")
     try:
         store = open_store(settings, SystemClock())
     except ConfigError as error:
@@ -83,19 +118,41 @@ def _state(settings: Settings) -> Check:
     return Check(name, ok=True, detail=f"{settings.state_dir} is writable")
 
 
-def _sources(settings: Settings) -> Iterator[Check]:
-    known: list[tuple[str, str, int]] = []
+def _makeable(name: str, folder: Path, key: str) -> Check:
+    """Say whether the daemon could make a folder, or write in it if it is there, without doing so."""
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        return Check(name, ok=False, detail=f"{there} is no folder", cure=f"move it away, or set {key}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        cure = f"let the daemon's user write there, or set {key}"
+        return Check(name, ok=False, detail=f"{there} is not writable", cure=cure)
+    return Check(name, ok=True, detail=f"{folder} is writable" if folder.exists() else f"{folder} will be made")
+
+
+def _sources(settings: Settings, *, tell: bool) -> Iterator[Check]:
+    """Probe the sources, with their past where it can be read.
+
+    Args:
+        settings: The configuration.
+        tell: Whether to say that it cannot be.
+    """
+    if not settings.sources:
+        yield Check("sources", ok=False, detail="none is configured", cure="add a [sources.NAME] to the configuration")
+    if not (settings.state_dir / DATABASE).exists():
+        yield from _probes(settings, _Nothing())
+        return
     try:
         store = SqliteStore.read_only(settings.state_dir, clock=SystemClock())
     except ConfigError as error:
-        yield Check("sources", ok=False, detail=str(error))
+        if tell:
+            yield Check("state", ok=False, detail=str(error))
+        yield from _probes(settings, _Nothing())
         return
     try:
+        yield from _probes(settings, store)
         known = strangers(settings, store)
-        nothing = Fingerprints("", "")
-        scope = Scope(SystemClock(), store, settings.limits.max_bytes, nothing)
-        for name, plugin in settings.sources.items():
-            yield from plugin.build(name, scope).probe()
     finally:
         store.close(clean=False)
     for name, collection, documents in known:
@@ -103,9 +160,18 @@ def _sources(settings: Settings) -> Iterator[Check]:
         yield Check(f"source:{name}", ok=True, detail=detail, cure=f"ingestd forget --source {name} deletes them")
 
 
-def _model(name: str, embedder: Embedder) -> tuple[Check, ModelInfo | None]:
+def _probes(settings: Settings, seen: SeenStore) -> Iterator[Check]:
+    scope = Scope(SystemClock(), seen, settings.limits.max_bytes, Fingerprints("", ""))
+    for name, plugin in settings.sources.items():
+        try:
+            yield from plugin.build(name, scope).probe()
+        except IngestError as error:
+            yield Check(f"source:{name}", ok=False, detail=str(error))
+
+
+def _model(settings: Settings, name: str, pool: Pool) -> tuple[Check, ModelInfo | None]:
     try:
-        info = embedder.info()
+        info = build_embedder(settings, name, pool).info()
     except IngestError as error:
         return Check(f"model:{name}", ok=False, detail=str(error)), None
     size = f", {info.dimension} dimensions" if info.dimension else ""
@@ -114,32 +180,42 @@ def _model(name: str, embedder: Embedder) -> tuple[Check, ModelInfo | None]:
 
 
 def _milvus(settings: Settings, infos: Mapping[str, ModelInfo]) -> Iterator[Check]:
+    path = settings.milvus.path
+    if path is not None and not path.exists():
+        # Looking at a Milvus Lite starts it, and starting it makes its folder.
+        yield _makeable("milvus", path, "milvus.uri")
+        for name in settings.collections:
+            yield _collection(settings, name, infos, None)
+        return
     try:
         with milvus(settings) as connection:
             version = connection.capabilities().name
             yield Check("milvus", ok=True, detail=f"{settings.milvus.uri} answers ({version})")
-            for collection, configured in settings.collections.items():
-                if {vector.embedder for vector in configured.vectors.values()} <= infos.keys():
-                    sink = MilvusSink(connection, schema_of(settings, collection, infos))
-                    yield _collection(sink)
+            for name in settings.collections:
+                yield _collection(settings, name, infos, connection)
     except IngestError as error:
         yield Check("milvus", ok=False, detail=str(error), cure="see milvus.uri in the configuration; is it running?")
 
 
-def _collection(sink: MilvusSink) -> Check:
-    name = f"collection:{sink.collection}"
+def _collection(settings: Settings, name: str, infos: Mapping[str, ModelInfo], connection: Connection | None) -> Check:
+    """Compare a collection with what is wanted; None: there is no Milvus yet, so there is no collection either."""
+    title = f"collection:{name}"
+    missing = sorted({vector.embedder for vector in settings.collections[name].vectors.values()} - infos.keys())
+    if missing:
+        return Check(title, ok=False, detail=f"cannot be looked at without its model {', '.join(missing)}")
     try:
-        differences = sink.plan()
+        tokenizer_of(settings, name)
+        target = schema_of(settings, name, infos)
+        differences = None if connection is None else MilvusSink(connection, target).plan()
     except ConfigError as error:
-        return Check(name, ok=False, detail=str(error))
-    left = [difference for difference in differences if not difference.fixable]
+        return Check(title, ok=False, detail=str(error))
+    left = [difference for difference in differences or () if not difference.fixable]
     if left:
-        return Check(name, ok=False, detail="; ".join(map(str, left)))
-    if differences:
-        return Check(name, ok=True, detail="will be created")
-    return Check(name, ok=True, detail="is as configured")
+        return Check(title, ok=False, detail="; ".join(map(str, left)))
+    return Check(title, ok=True, detail="is as configured" if differences == () else "will be created")
 
 
-def _line(found: Check) -> str:
-    mark = "ok  " if found.ok else "FAIL"
-    return f"{mark} {found.name}: {found.detail}" + (f"\n       {found.cure}" if found.cure else "")
+def _tell(found: Check) -> None:
+    say(f"{'ok  ' if found.ok else 'FAIL'} {found.name}: {found.detail}")
+    if found.cure:
+        say(f"       {found.cure}")

@@ -21,7 +21,7 @@ from ingestd.store.opening import DATABASE
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ingestd.config import Settings
     from ingestd.model import Json
@@ -35,7 +35,9 @@ COMMAND_TIMEOUT = 60.0
 config_option = click.option(
     "--config",
     "config_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(
+        readable=False, path_type=Path
+    ),  # what cannot be read is a fault of the configuration, not of usage
     default=None,
     help="The configuration; default: $INGESTD_CONFIG, then config/ingestd.toml.",
 )
@@ -51,12 +53,12 @@ def ends(command: Callable[P, Exit | None]) -> Callable[P, None]:
             code = command(*arguments, **named)
         except ConfigError as error:
             for fault in error.faults:
-                click.echo(fault, err=True)
+                say(fault, err=True)
             code = Exit.CONFIG
         except Stopped:
             code = Exit.DONE  # asked to stop before anything was begun
         except IngestError as error:
-            click.echo(f"{type(error).__name__}: {error}", err=True)
+            say(f"{type(error).__name__}: {error}", err=True)
             code = Exit.FAILURE
         sys.exit(int(code or Exit.DONE))
 
@@ -71,19 +73,30 @@ def load(config_file: Path | None, *, level: str | None = None) -> Settings:
     return settings
 
 
-def answer(value: Any, *, as_json: bool, text: Callable[[Any], str]) -> None:  # noqa: ANN401 - whatever JSON takes
-    """Print an answer: as JSON, or as the text for people."""
-    click.echo(json.dumps(value, ensure_ascii=False) if as_json else text(value))
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line for people. All text goes through here: what documents hold cannot steer the terminal."""
+    click.echo(log.printable(line), err=err)
 
 
-def table(rows: list[Mapping[str, Any]], columns: list[str]) -> str:
-    """Return rows as aligned columns under a heading."""
+def answer(value: Any, *, as_json: bool, text: Callable[[Any], Iterable[str]]) -> None:  # noqa: ANN401 - whatever JSON takes
+    """Print an answer: as JSON on one line, in ASCII (the rest escaped), or as the lines for people."""
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    for line in text(value):
+        say(line)
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    """Yield rows as the lines of aligned columns under a heading."""
     lines = [[column.replace("_", " ") for column in columns]]
-    lines += [["" if row.get(column) is None else str(row[column]) for column in columns] for row in rows]
+    # A cell is made printable here already: it is as wide as what is printed of it.
+    lines += [
+        ["" if (cell := row.get(column)) is None else log.printable(str(cell)) for column in columns] for row in rows
+    ]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
 def ask(settings: Settings, name: str, arguments: Mapping[str, Json], *, otherwise: Callable[[], Json]) -> Json:

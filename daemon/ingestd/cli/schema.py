@@ -55,9 +55,13 @@ def apply(config_file: Path | None, *, as_json: bool) -> None:
     settings = load(config_file, level="warning")
     done = []
     for sink in _sinks(settings):
-        done += [{"collection": sink.collection, "message": str(difference)} for difference in sink.plan()]
-        sink.prepare()
-    answer(done, as_json=as_json, text=lambda _value: _text(done, "nothing to do", "done: "))
+        differences = sink.plan()
+        sink.prepare()  # all that can be done in place is to create what is absent; anything else it refuses
+        done += [
+            {"collection": sink.collection, "message": f"created {difference.subject}: {difference.wanted}"}
+            for difference in differences
+        ]
+    answer(done, as_json=as_json, text=lambda _value: _text(done, "nothing to do"))
 
 
 def _sinks(settings: Settings) -> Iterator[MilvusSink]:
@@ -67,5 +71,5 @@ def _sinks(settings: Settings) -> Iterator[MilvusSink]:
             yield MilvusSink(connection, schema_of(settings, collection, infos))
 
 
-def _text(differences: list[dict[str, Any]], none: str = "all is as configured", before: str = "") -> str:
-    return "\n".join(before + difference["message"] for difference in differences) or none
+def _text(found: list[dict[str, Any]], none: str = "all is as configured") -> list[str]:
+    return [one["message"] for one in found] or [none]

@@ -12,6 +12,7 @@ from ingestd.cli.common import answer, config_option, ends, json_option, load
 from ingestd.search import Mode, searcher
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ingestd.model import Hit
@@ -57,12 +58,11 @@ def _print(found: Searcher, queries: list[str], mode: Mode | None, limit: int, *
     sys.stdout.flush()
 
 
-def _text(hits: list[Hit]) -> str:
+def _text(hits: list[Hit]) -> Iterator[str]:
     if not hits:
-        return "nothing found"
-    lines = []
+        yield "nothing found"
     for rank, hit in enumerate(hits, start=1):
         shown = " ".join(hit.text.split())
         shown = shown if len(shown) <= WIDTH else shown[: WIDTH - 1] + "…"
-        lines.append(f"{rank:>3}. {hit.document_id}  #{hit.chunk_index}  {hit.score:.4f}\n     {shown}")
-    return "\n".join(lines)
+        yield f"{rank:>3}. {hit.document_id}  #{hit.chunk_index}  {hit.score:.4f}"
+        yield f"     {shown}"

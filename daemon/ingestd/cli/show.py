@@ -26,7 +26,7 @@ def configuration() -> None:
 @ends
 def show(config_file: Path | None, *, as_json: bool) -> None:
     """Print the settings in force, from file, secrets and environment, with secrets masked."""
-    answer(shown(load(config_file, level="warning")), as_json=as_json, text=lambda tree: "\n".join(_lines("", tree)))
+    answer(shown(load(config_file, level="warning")), as_json=as_json, text=lambda tree: _lines("", tree))
 
 
 def _lines(path: str, value: Any) -> Iterator[str]:  # noqa: ANN401 - walks plain values

@@ -62,7 +62,7 @@ _SECRET = re.compile(
     r"api_?key|authorization|cookie|credential|passphrase|passw|private_?key|secret|(^|_)tokens?(_|$)", re.IGNORECASE
 )
 _PASSWORD_IN_ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MULTILINE = frozenset({"exception", "stack"})
 
 
@@ -145,10 +145,24 @@ def _shown(key: object, value: object) -> object:
     return shown
 
 
+def printable(text: str) -> str:
+    """Return a line in which what would move a terminal's cursor, turn its text round or not be printed is escaped.
+
+    Whatever comes from outside (a file's name, a document's text, a library's message) may hold anything: control
+    characters, line ends, overrides of the direction of writing, and lone surrogates become escapes as Python writes
+    them. Tabs stay. Doing it twice changes nothing.
+    """
+    return _CONTROL.sub(_escape, text)
+
+
 def one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape what would move the cursor of a terminal: a file's name may hold anything."""
+    """Make every text of a record printable; of a traceback each line."""
     return {
-        key: _CONTROL.sub(_escape, value) if isinstance(value, str) and key not in _MULTILINE else value
+        key: value
+        if not isinstance(value, str)
+        else "\n".join(map(printable, value.split("\n")))
+        if key in _MULTILINE
+        else printable(value)
         for key, value in event.items()
     }
 
