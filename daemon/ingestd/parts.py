@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
+_KEY = re.compile(r"[a-z_]+: ")
+"""How a fault that names a key begins."""
 
 
 class SystemClock:
@@ -143,9 +146,34 @@ class MeasuredEmbedder:
         self._embedder.close()
 
 
+@contextmanager
+def keyed(name: str) -> Iterator[None]:
+    """Have the faults that an embedder finds in its own settings begin with their keys' paths."""
+    try:
+        yield
+    except ConfigError as error:
+        path = f"embedders.{name}"
+        faults = (
+            fault if fault.startswith(path) else f"{path}{'.' if _KEY.match(fault) else ': '}{fault}"
+            for fault in error.faults
+        )
+        raise ConfigError(*faults) from error
+
+
+def build_embedder(settings: Settings, name: str, pool: Pool) -> Embedder:
+    """Make an embedder.
+
+    Raises:
+        ConfigError: Its model is not there, or cannot be used.
+    """
+    with keyed(name):
+        embedder: Embedder = settings.embedders[name].build(name, pool)
+        return embedder
+
+
 def build_embedders(settings: Settings, pool: Pool) -> dict[str, Embedder]:
     """Make the embedders that a collection uses."""
-    return {name: settings.embedders[name].build(name, pool) for name in settings.used_embedders()}
+    return {name: build_embedder(settings, name, pool) for name in settings.used_embedders()}
 
 
 @contextmanager
@@ -190,7 +218,10 @@ def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:
     names = {vector.embedder for vector in configured.vectors.values()}
     if configured.tokenizer is not None:
         names = {configured.tokenizer}
-    tokenizers: list[Tokenizer] = [settings.embedders[name].config.tokenizer() for name in sorted(names)]  # type: ignore[attr-defined]
+    tokenizers: list[Tokenizer] = []
+    for name in sorted(names):
+        with keyed(name):
+            tokenizers.append(settings.embedders[name].config.tokenizer())  # type: ignore[attr-defined]
     return min(tokenizers, key=lambda tokenizer: tokenizer.limit or float("inf"))
 
 

@@ -464,6 +464,20 @@ def test_a_bad_configuration_ends_a_command_with_78(command: tuple[str, ...]) ->
     assert [entry.name for entry in Path.cwd().iterdir()] == ["bad.toml"]
 
 
+@pytest.mark.parametrize("kind", ["missing", "folder", "loop"])
+def test_a_file_that_cannot_be_read_ends_a_command_with_78(tmp_path: Path, kind: str) -> None:
+    """As a configuration that is wrong in itself does, and in one line."""
+    path = tmp_path / "named.toml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    done = ingestd("config", "show", "--config", str(path))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"{path}: ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("secrets", "shown_as"),
     [

@@ -73,10 +73,10 @@ class _Nothing:
         del source, collection
         return iter(())
 
-    def confirmed(self, source: str) -> bool:
+    def confirmed(self, source: str) -> frozenset[str]:
         """Return that nobody confirmed anything."""
         del source
-        return False
+        return frozenset()
 
 
 def _checks(settings: Settings) -> Iterator[Check]:
