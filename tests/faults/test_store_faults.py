@@ -301,6 +301,8 @@ def mounted(tmp_path: Path) -> Callable[[str], str]:
     """Return what runs a child on a disk of 1 MiB, in a mount namespace of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True, check=False).returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail("unshare is missing or may not be used: tests of full disks need the right to mount")
         pytest.skip("mounting a small disk needs unshare and the right to use it")
     return lambda name: finished(unshare, "-m", *command("run_mounted", name, tmp_path))
 
@@ -329,7 +331,9 @@ def test_failing_syncs_lose_nothing(tmp_path: Path) -> None:
     strace = shutil.which("strace")
     inject = ["-f", "-qq", "-o", "/dev/null", "-e", "inject=fdatasync:error=EIO:when=20+3"]
     if strace is None or subprocess.run([strace, *inject, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("failing syncs need strace and the right to trace")
+        if os.environ.get("CI"):
+            pytest.fail("strace is missing or may not trace: .ci/run installs it with Debian's package strace")
+        pytest.skip("failing syncs need strace and the right to trace (Debian: apt install strace)")
     said = json.loads(finished(strace, *inject, *command("failing_syncs", tmp_path)).splitlines()[-1])
     assert len(said["refused"]) > 3
     assert len(said["stored"]) > 3
