@@ -48,7 +48,8 @@ class Plugin:
     @property
     def revision(self) -> int:
         """Raised by the plug-in's authors when the same input gives another result."""
-        return int(getattr(self.config, "revision", 0))
+        # Of the class: a key of that name, such as that of a model on a hub, is one of the settings.
+        return int(getattr(type(self.config), "revision", 0))
 
     def identity(self) -> bytes:
         """Return what its results depend on: its type, its revision, its settings."""

@@ -72,6 +72,14 @@ class Revised(BaseModel):
     revision: ClassVar[int] = 2
 
 
+def test_a_key_called_revision_is_a_setting_like_others() -> None:
+    """A model on a hub has revisions of its own: they count as settings, also where none is named."""
+    plain = parse("embedders", "x", {"type": "sentence_transformers", "model": "a/b"})
+    other = parse("embedders", "x", {"type": "sentence_transformers", "model": "a/b", "revision": "v2"})
+    assert (plain.revision, other.revision) == (0, 0)
+    assert plain.identity() != other.identity()
+
+
 def test_the_identity_is_the_same_in_every_process() -> None:
     """A set has another order in each: rows would be made again at each start."""
     found = {
