@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ingestd import flow, operations
 from ingestd.cli.common import config_option, ends, json_option, load
 from ingestd.engine.runner import Exit
-from ingestd.errors import Stopped
+from ingestd.errors import ConfigError, Stopped
 from ingestd.model import Totals
 from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.http import HealthServer
@@ -56,6 +56,8 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
         raise click.UsageError("--timeout goes with --once")
     signals = _Signals()
     settings = load(config_file)
+    if not settings.sources:
+        raise ConfigError("sources: none is configured, so there is nothing to do; add a [sources.NAME]")
     began = time.monotonic()
     with ExitStack() as stack:
         stack.callback(signals.end)  # the last thing that happens

@@ -92,7 +92,7 @@ class Config(BaseModel):
     @field_validator("watch", mode="before")
     @classmethod
     def _no_watch(cls, value: object) -> object:
-        return "poll" if value is False else value
+        return "poll" if value is False or value == "false" else value  # a variable knows only text
 
     @field_validator("include", "exclude")
     @classmethod
