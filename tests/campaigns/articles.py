@@ -25,6 +25,8 @@ from tests.fixtures.corpus import ARTICLES, copy_articles, fold
 from tests.fixtures.daemon import Workplace, workplace_in
 from tests.fixtures.kills import START_UP, check_whole, kill_and_change
 
+from ingestd.ops import log
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a new one in the system's")
     wish = parser.parse_args()
+    log.configure("warning", json=True)  # of what is called here in place: the daemons have logs of their own
     _report("campaign", models=wish.models, kills=wish.kills, every=wish.every, seed=wish.seed)
     with tempfile.TemporaryDirectory(prefix="campaign-", dir=wish.folder) as name:
         folder = Path(name)

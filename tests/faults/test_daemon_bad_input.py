@@ -133,7 +133,7 @@ def test_letters_are_replayed_and_discarded_without_a_daemon(bad: Workplace) -> 
     assert letters == bad.letters()
 
     assert {"discarded": 1} == bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json").json
-    assert {"replayed": 2} == bad.ask(
+    assert {"replayed": 2, "left": []} == bad.ask(
         "dead-letters", "replay", str(ids["inbox/picture.png"]), str(ids["inbox/long.txt"]), "--json"
     ).json
     assert {"inbox/picture.png", "inbox/long.txt"} == {
@@ -165,7 +165,9 @@ def test_letters_are_replayed_discarded_and_mended_under_a_running_daemon(bad: W
 
         ids = {letter["document_id"]: letter["id"] for letter in letters}
         assert {"discarded": 1} == bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json").json
-        assert {"replayed": 1} == bad.ask("dead-letters", "replay", str(ids["inbox/picture.png"]), "--json").json
+        assert {"replayed": 1, "left": []} == bad.ask(
+            "dead-letters", "replay", str(ids["inbox/picture.png"]), "--json"
+        ).json
         totals = daemon.until_settled(count + 4)
         assert totals["dead_lettered"] == len(LETTERS) + 1
         assert LETTERS - {("inbox/report.pdf", "extract")} == _listed(bad.letters())
