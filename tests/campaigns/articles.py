@@ -42,7 +42,8 @@ def main() -> None:
     """Run the campaign that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=["quickstart", "hashing"], default="quickstart")
-    parser.add_argument("--kills", type=int, default=10, help="0: leave the kills out")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", choices=["life", "kills"], default=None, help="default: both")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th article only")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a new one in the system's")
@@ -51,9 +52,10 @@ def main() -> None:
     _report("campaign", models=wish.models, kills=wish.kills, every=wish.every, seed=wish.seed)
     with tempfile.TemporaryDirectory(prefix="campaign-", dir=wish.folder) as name:
         folder = Path(name)
-        with _workplace(folder / "life", wish.models) as workplace:
-            _life(workplace, wish.every)
-        if wish.kills:
+        if wish.only != "kills":
+            with _workplace(folder / "life", wish.models) as workplace:
+                _life(workplace, wish.every)
+        if wish.only != "life":
             with _workplace(folder / "kills", wish.models) as workplace:
                 _kills(workplace, wish, folder / "unkilled")
     _report("done")
