@@ -70,6 +70,15 @@ def test_the_columns_of_a_collection() -> None:
     ]
 
 
+def test_lite_gets_an_exact_index_unless_one_is_named() -> None:
+    """Its HNSW loses rows after deletes, so only who asks for it gets it; other servers have HNSW."""
+    lite = Capabilities.of("milvus_lite-3.2.2")
+    assert str(possible(_articles(), lite).index("dense")) == "FLAT COSINE"
+    assert str(possible(_articles(), NEW).index("dense")).startswith("HNSW")
+    named = wanted("a", {"v": _dense(index={"type": "HNSW", "M": 16, "efConstruction": 200})}, {})
+    assert str(possible(named, lite).index("v")).startswith("HNSW")
+
+
 def test_an_index_of_ones_own() -> None:
     """Type, metric and parameters come from the configuration."""
     spec = _dense(metric="L2", index={"type": "IVF_FLAT", "nlist": 128})

@@ -88,6 +88,10 @@ class Config(BaseModel):
         if "://" not in uri:
             if not uri:
                 raise ValueError("neither a path nor an address")
+            if re.fullmatch(r"[\w.-]+:\d+", uri):
+                raise ValueError(
+                    f"is that a server? then http://{uri} or https://{uri}; a folder of that name: ./{uri}"
+                )
             return uri
         parts = urlsplit(uri)
         if parts.scheme not in {"http", "https"} or not parts.hostname:

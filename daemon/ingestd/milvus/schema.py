@@ -11,7 +11,7 @@ Everything here is pure; nothing talks to a server.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -167,6 +167,8 @@ class Wanted:
     """The space's fingerprint, by vector field."""
     search: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict)
     """Search parameters, by vector field."""
+    left_open: frozenset[str] = frozenset()
+    """Vector fields whose index the configuration does not name."""
 
     def column(self, name: str) -> Column:
         """Return the column of that name."""
@@ -276,11 +278,15 @@ def wanted(collection: str, vectors: Mapping[str, VectorSpec], fields: Mapping[s
         ),
         spaces={name: spec.space for name, spec in specs.items()},
         search={name: spec.config.search for name, spec in specs.items()},
+        left_open=frozenset(name for name, spec in specs.items() if spec.config.index is None),
     )
 
 
 def possible(target: Wanted, capabilities: Capabilities) -> Wanted:
     """Return what is wanted, less the scalar indexes that this server has no use for.
+
+    On Milvus Lite a dense index that nobody named is FLAT. Its HNSW keeps deleted rows in the graph and takes them out
+    of the answer afterwards: after a large delete few rows, or none, are left of it (measured, 3.2.2).
 
     Raises:
         ConfigError: The server lacks something that is more than a speed-up; one line each.
@@ -304,8 +310,10 @@ def possible(target: Wanted, capabilities: Capabilities) -> Wanted:
         raise ConfigError(*faults)
     if capabilities.inverted:
         return target
-    kept = tuple(index for index in target.indexes if index.type != "INVERTED")
-    return Wanted(target.collection, target.columns, kept, target.spaces, target.search)
+    kept = [index for index in target.indexes if index.type != "INVERTED"]
+    if capabilities.lite:
+        kept = [_exact(index) if index.column in target.left_open else index for index in kept]
+    return replace(target, indexes=tuple(kept))
 
 
 def difference(target: Wanted, found: Found | None) -> tuple[Difference, ...]:
@@ -387,6 +395,11 @@ def _vector_index(name: str, spec: VectorSpec) -> Index:
     metric = spec.config.metric or ("COSINE" if dense else "IP")
     parameters = sorted((key, parameter_text(value)) for key, value in (config.model_extra or {}).items())
     return Index(name, config.type, metric, tuple(parameters))
+
+
+def _exact(index: Index) -> Index:
+    """Return a dense index that looks at every row in place of an approximate one."""
+    return Index(index.column, "FLAT", index.metric) if index.type == _DENSE_INDEX.type else index
 
 
 def parameter_text(value: object) -> str:

@@ -278,7 +278,7 @@ class MilvusSink:
         return answer
 
     def _search(self, field: str, queries: list[object], limit: int) -> Sequence[Sequence[Mapping[str, Any]]]:
-        index = self._wanted.index(field)
+        index = self._possible().index(field)
         parameters = dict(self._wanted.search.get(field, {}))
         if index.type.startswith("HNSW"):  # a server refuses to look at fewer rows than it should return
             parameters["ef"] = max(int(parameters.get("ef", _HNSW_EF)), limit)
