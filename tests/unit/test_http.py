@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from ingestd.errors import ConfigError
 from ingestd.model import Check, Json, Totals
-from ingestd.ops._page import duration
+from ingestd.ops._page import duration, render
 from ingestd.ops.http import HealthServer
 
 if TYPE_CHECKING:
@@ -363,3 +363,10 @@ def test_a_client_that_is_silent_is_dropped(server: HealthServer) -> None:
 def test_durations_are_readable(seconds: float, text: str) -> None:
     """A duration has its two largest units."""
     assert text == duration(seconds)
+
+
+def test_dead_letters_are_not_passed_over() -> None:
+    """All is well with the daemon, and somebody still has to look at what failed for good."""
+    page = render([], Totals(), {"sources": [{"name": "inbox", "dead_letters": 3}, {"name": "old", "dead_letters": 1}]})
+    assert "All is well; 4 dead letters wait: <code>ingestd dead-letters list</code>." in page
+    assert "All is well." in render([], Totals(), {"sources": [{"name": "inbox", "dead_letters": 0}]})

@@ -61,7 +61,7 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
     began = time.monotonic()
     with ExitStack() as stack:
         stack.callback(signals.end)  # the last thing that happens
-        front = _Front(settings, stack)
+        front = _Front(settings, stack, once=once)
         try:
             signals.begin(timeout)
             daemon = stack.enter_context(flow.daemon(settings, once=once, beginning=front.step))
@@ -102,8 +102,9 @@ def _unfinished(*, as_json: bool) -> Exit:
 class _Front:
     """What the outside sees of the daemon: the health server and systemd."""
 
-    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+    def __init__(self, settings: Settings, stack: ExitStack, *, once: bool) -> None:
         self._settings = settings
+        self._once = once
         self._stack = stack
         self._notifier = Notifier.from_environment(os.environ)
         self._servers: dict[str, HealthServer | ControlServer] = {}
@@ -112,12 +113,21 @@ class _Front:
     def step(self, name: str, health: Health, metrics: Metrics) -> None:
         """Say what the start is at; the first step opens the health server."""
         if name == flow.FIRST_STEP:
-            server = HealthServer(self._settings.http.listen, health, metrics.registry)
-            self.serve("health", server)
-            log.info("status page", url=f"http://{server.address}/")
+            self._listen(health, metrics)
         log.info(name)
         self._notifier.extend(START_STEP + self._settings.embedding.load_timeout_seconds)
         self._notifier.status(name)
+
+    def _listen(self, health: Health, metrics: Metrics) -> None:
+        try:
+            server = HealthServer(self._settings.http.listen, health, metrics.registry)
+        except ConfigError as error:
+            if not self._once:
+                raise
+            log.warning("no status page for this run", reason=str(error))  # it ends by itself, and says how
+            return
+        self.serve("health", server)
+        log.info("status page", url=f"http://{server.address}/")
 
     def serve(self, name: str, server: HealthServer | ControlServer) -> None:
         """Start a server, and watch it from now on."""

@@ -60,7 +60,7 @@ def render(checks: Sequence[Check], totals: Totals, overview: Mapping[str, Json]
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
         "<h1>ingestd</h1>",
         *(_bad(check) for check in bad),
-        *([] if bad else ['<div class="good"><p>All is well.</p></div>']),
+        *([] if bad else [f'<div class="good"><p>All is well{_letters(overview)}.</p></div>']),
         _pairs("This run", asdict(totals)),
         *(_table(key, rows) for key, rows in tables.items()),
         *([_pairs("The daemon", lines)] if lines else []),
@@ -70,6 +70,14 @@ def render(checks: Sequence[Check], totals: Totals, overview: Mapping[str, Json]
         '<a href="/metrics">/metrics</a></footer></body></html>',
     ]
     return "\n".join(parts) + "\n"
+
+
+def _letters(overview: Mapping[str, Json]) -> str:
+    """Return a reminder of dead letters, where there are any: they are nobody's fault but somebody's work."""
+    rows = _rows(overview.get("sources")) or []
+    counts = [row.get("dead_letters") for row in rows]
+    waiting = sum(count for count in counts if isinstance(count, int))
+    return f"; {waiting} dead letters wait: <code>ingestd dead-letters list</code>" if waiting else ""
 
 
 def _bad(check: Check) -> str:
