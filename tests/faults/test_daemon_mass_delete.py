@@ -75,11 +75,13 @@ def test_files_that_come_back_end_the_hold(halved: Workplace) -> None:
 
 
 def test_a_vanished_folder_deletes_nothing(halved: Workplace) -> None:
-    """Without its root nothing can be said: not ready, exit 1, and a confirmation does not reach it."""
+    """Without its root nothing can be said: not ready, exit 1, and a confirmation is refused with the reason."""
     shutil.rmtree(halved.inbox)
     answer = halved.ask("run", "--once")
     assert answer.code == 1
     assert "inbox:root" in answer.err
-    assert halved.ask("forget", "--source", "inbox", "--absent").code == 0
+    refused = halved.ask("forget", "--source", "inbox", "--absent")
+    assert refused.code == 78
+    assert "nothing can be said about deletes" in refused.err
     assert halved.ask("run", "--once").code == 1
     assert len(halved.documents()) == FILES
