@@ -62,7 +62,7 @@ def test_sigterm_to_the_process_group_drains(loaded: Workplace) -> None:
         assert daemon.wait(35) == 0
         loaded.until_gone(1)
         assert not daemon.said("not drained in time: begun documents are begun again after the next start")
-        left = daemon.said("left for the next start")[0]["events"]
+        left = daemon.said("draining")[0]["left_for_the_next_start"]
         assert daemon.said("ended")[0]["in_flight"] == left
     _next_start_finishes(loaded)
 
@@ -89,9 +89,10 @@ def test_two_interrupts_within_a_second_count_as_one(loaded: Workplace) -> None:
         daemon.send_group(signal.SIGINT)
         first = time.monotonic()
         # Signals of one kind that wait for the process are one: the second is sent once the first was taken.
-        daemon.until_said("left for the next start")
+        daemon.until_said("draining")
         daemon.send(signal.SIGINT)
-        assert time.monotonic() - first < 1, "this machine is too slow for the test"
+        if time.monotonic() - first >= 1:
+            pytest.skip("this machine took a second to act on the first signal: the two are no pair any more")
         assert daemon.wait(35) == 0
         assert daemon.said("ended")
         loaded.until_gone(1)

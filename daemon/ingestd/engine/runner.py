@@ -192,8 +192,7 @@ class Runner:
         parts = self._parts
         parts.stop.set()
         dropped = sum(pipeline.lanes.stop() for pipeline in parts.pipelines.values())
-        if dropped:
-            log.info("left for the next start", events=dropped)
+        log.info("draining", left_for_the_next_start=dropped)
         deadline = time.monotonic() + (self._drain_seconds if drain else 0.0)
         drained = False
         while not drained:
