@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.devices.pool import Pool
 from ingestd.errors import ConfigError
-from ingestd.milvus.client import Connection
+from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
 from ingestd.milvus.schema import VectorSpec, Wanted, wanted
 from ingestd.model import Fingerprints, VectorKind, canonical_json
@@ -79,11 +80,20 @@ def own_milvus(settings: Settings, observe: Callable[[str, float], None] | None 
         if path is not None:
             lite = Lite(path, settings.state_dir / ADDRESS_FILE)
             stack.callback(lite.close)
-            lite.start()
+            _start(lite)
             uri_of = lite.ensure
         connection = Connection(settings.milvus, uri_of=uri_of, observe=observe)
         stack.callback(connection.close)
         yield connection
+
+
+def _start(lite: Lite) -> str:
+    """Start a Milvus Lite, and import the client meanwhile: each takes most of a second. Return the address."""
+    importing = threading.Thread(target=import_pymilvus, name="import", daemon=True)
+    importing.start()
+    address = lite.start()
+    importing.join()
+    return address
 
 
 @contextmanager
@@ -99,7 +109,7 @@ def milvus(settings: Settings, observe: Callable[[str, float], None] | None = No
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-"))
                 lite = Lite(path, Path(folder) / ADDRESS_FILE)
                 stack.callback(lite.close)
-                address = lite.start()
+                address = _start(lite)
             found = address
 
             def uri_of() -> str:
