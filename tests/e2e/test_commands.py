@@ -225,4 +225,3 @@ def test_forget_deletes_what_a_removed_source_left(workplace: Workplace) -> None
     forgotten = workplace.ask("forget", "--source", "other", "--json")
     assert {"source": "other", "documents": 1, "rows": 1} == forgotten.json
     assert {"inbox/ours.txt"} == workplace.documents()
-    assert workplace.ask("forget", "--source", "other").code == 78

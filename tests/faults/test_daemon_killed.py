@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.fixtures.daemon import Daemon, Workplace
     from tests.fixtures.lite_server import LiteServer
 
-SLOW = 0.01
+SLOW = 0.005
 """Seconds a chunk, so that there is a middle to be killed in."""
 
 
@@ -29,7 +29,7 @@ def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, t
     sys.stdout.write(f"seed {seed}\n")  # shown when the test fails
     workplace.configure("embedders.hash.delay_seconds_per_text", SLOW)
     workplace.configure("embedding.window", 16)  # so that articles are settled a few at a time
-    copy_articles(workplace.inbox, every=12)
+    copy_articles(workplace.inbox, every=15)
     for kill in kill_and_change(workplace, 3, random.Random(seed)):
         sys.stdout.write(f"{kill}\n")
     workplace.configure("embedders.hash.delay_seconds_per_text", 0)
@@ -38,8 +38,9 @@ def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, t
 
 @pytest.fixture
 def loaded(workplace: Workplace) -> Workplace:
-    """A workplace with work for some 20 seconds."""
-    workplace.configure("embedders.hash.delay_seconds_per_text", 0.05)
+    """A workplace with work for some ten seconds."""
+    workplace.configure("embedders.hash.delay_seconds_per_text", 0.02)
+    workplace.configure("embedding.window", 32)
     copy_articles(workplace.inbox, every=12)
     return workplace
 

@@ -122,7 +122,7 @@ def test_once_gives_up_amid_the_work(served: Workplace, lite_server: LiteServer)
     files = len(copy_articles(served.inbox, every=12))
     served.configure("shutdown.drain_seconds", 1)
     lite_server.start()
-    with served.daemon("--once", "--json", "--timeout", "9") as daemon:
+    with served.daemon("--once", "--json", "--timeout", "6") as daemon:
         _until_written(daemon, 10)
         lite_server.kill()
         assert daemon.wait() == 1
