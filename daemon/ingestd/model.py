@@ -40,7 +40,7 @@ class Op(StrEnum):
 
 
 class Verdict(StrEnum):
-    """How an event ended. RETRYING is the only one that is not an end."""
+    """How an event ended. RETRYING and RETURNED are no ends."""
 
     WRITTEN = "written"
     DELETED = "deleted"
@@ -48,6 +48,8 @@ class Verdict(StrEnum):
     SUPERSEDED = "superseded"
     DEAD_LETTERED = "dead_lettered"
     RETRYING = "retrying"
+    RETURNED = "returned"
+    """Given back untouched, or half done: where it came from belongs to another member now, who does it again."""
 
 
 class Stage(StrEnum):
@@ -102,6 +104,8 @@ class Content:
     metadata: Metadata = field(default_factory=dict)
     signature: str | None = None
     """What the source saw when it read these bytes (a file's stat), to be remembered with the outcome."""
+    text: str | None = None
+    """The document's text where the source has it already, and ``data`` is that in UTF-8: nothing to extract."""
 
     def digest(self) -> str:
         """Return a hash of the bytes and of all that was said about them."""
@@ -121,6 +125,62 @@ class Payload(Protocol):
             Superseded: The document changed or went away meanwhile; the source sends, or sent, a newer event.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of a Kafka topic, as it came: what a dead letter keeps, and a retry begins from again."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    """Milliseconds since 1970, as the producer or the broker set it; -1: none."""
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def position(self) -> str:
+        """Where it is, for people: ``topic/partition@offset``."""
+        return f"{self.topic}/{self.partition}@{self.offset}"
+
+    @property
+    def size(self) -> int:
+        """The bytes that it holds."""
+        said = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + said
+
+
+class Lease(Protocol):
+    """A source's right to change what its events are about. It can end at any moment: a partition is moved."""
+
+    id: str
+    """Random, of this tenure: what was written under it without a break can be relied on."""
+
+    def enter(self) -> bool:
+        """Begin a call that changes Milvus; ``leave`` ends it. False: the right is gone, make no call.
+
+        While it is being decided who owns what (a rebalance), this waits, for seconds. A rebalance in turn waits
+        for the calls that have begun.
+        """
+        ...
+
+    def leave(self) -> None:
+        """End a call that ``enter`` allowed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an event did not get through."""
+
+    stage: Stage
+    error: str
+    """The name of the error's class."""
+    message: str
+    traceback: str | None = None
+    """Only for errors that nobody foresaw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +204,12 @@ class Event:
     attempt: int = 1
     first_failed_at: float | None = None
     """Seconds since 1970."""
+    lease: Lease | None = None
+    """What allows this event to change Milvus; None: nothing can take that away (folders)."""
+    record: Record | None = None
+    """The record that it was made of."""
+    fault: Failure | None = None
+    """Why it is a dead letter, where its source knows that already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +247,8 @@ class Entry:
     doubtful: frozenset[ChunkId] = frozenset()
     deleted: bool = False
     """A tombstone: an older version must not bring the document back."""
+    tenure: str = ""
+    """The lease (``Lease.id``) under which this was written; empty: none was needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,18 +328,6 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an event did not get through."""
-
-    stage: Stage
-    error: str
-    """The name of the error's class."""
-    message: str
-    traceback: str | None = None
-    """Only for errors that nobody foresaw."""
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of an event (or of this try): what settle makes durable in one transaction."""
 
@@ -292,7 +348,7 @@ class Outcome:
 class Settled:
     """What a settlement ended beside its own events."""
 
-    superseded: int = 0
+    superseded: tuple[Parked, ...] = ()
     """Parked events that an outcome took the place of."""
     mended: int = 0
     """Dead letters that a later, good event of the same document made pointless."""
@@ -342,6 +398,12 @@ class Parked:
     due_at: float
     """Seconds since 1970."""
     failure: Failure
+    version: Version | None = None
+    record: Record | None = None
+    """The record that it came from: a copy, for the topic keeps it."""
+    tenure: str = ""
+    """The lease under which it failed (``Lease.id``): it is withdrawn when that ends, and comes from the topic again.
+    Empty: it waits here and nowhere else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +429,8 @@ class DeadLetter:
     """Of the original, in bytes, where it was read."""
     data: bytes | None = None
     """The original bytes; None: too large, or never read (see ``position``)."""
+    record: Record | None = None
+    """The record that it came from, with ``data`` as its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +441,28 @@ class StoredRow:
     document_id: str
     version: Version
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What Milvus holds of a document: what is relied on where the ledger is not."""
+
+    rows: Mapping[ChunkId, Digest]
+    """Empty: the document has none."""
+    versions: frozenset[Version]
+    """Those of the rows: several, when a version was left half written, or where an edit left rows alone."""
+    source: str
+    """The source of its first chunk."""
+    tombstone: Version | None = None
+    """The version that deleted it, where one did and is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A delete, as members of a group tell one another of it."""
+
+    document_id: str
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)

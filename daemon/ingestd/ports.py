@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Entry,
         Event,
         Fingerprints,
+        Held,
         Hit,
         ModelInfo,
         Outcome,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Settled,
         Span,
         StoredRow,
+        Tombstone,
         VectorKind,
         Vectors,
         Verdict,
@@ -71,8 +73,39 @@ class Intake(Protocol):
         """
         ...
 
+    def offer(self, events: Sequence[Event]) -> int:
+        """Accept events from the first on, as many as there is room for now, and return how many. Never blocks.
+
+        Raises:
+            Stopped: The daemon is stopping; none was accepted.
+        """
+        ...
+
     def skip(self, verdict: Verdict, count: int = 1) -> None:
         """Count documents that were looked at and need no event: they are as they were settled."""
+        ...
+
+    def withdraw(self, tenures: Collection[str] | None = None) -> None:
+        """Take this source's events out of the retry queue that were parked under leases that have ended.
+
+        Args:
+            tenures: The leases' ids; None: all that were ever parked under one.
+
+        Raises:
+            UnavailableError: The state takes nothing now; nothing was taken out.
+        """
+        ...
+
+    def hasten(self, positions: Collection[str]) -> None:
+        """Have this source's parked events of these positions brought back now.
+
+        Raises:
+            UnavailableError: The state takes nothing now.
+        """
+        ...
+
+    def drained(self, seconds: float) -> bool:
+        """Wait a little after ``Stopped``; return whether all that was begun is settled, or given up."""
         ...
 
     def wait(self, seconds: float) -> None:
@@ -134,6 +167,26 @@ class Source(Protocol):
 
     def confirm(self) -> int:
         """Let deletes go on that were held because there were too many at once; return how many were held."""
+        ...
+
+    def letter_topic(self) -> LetterTopic | None:
+        """Return where this source's dead letters are kept; None: in the state."""
+        ...
+
+
+class LetterTopic(Protocol):
+    """Dead letters on a topic: for members without a disk, and for who wants them beside the records."""
+
+    def publish(self, letters: Sequence[Outcome]) -> None:
+        """Write dead letters; returns when all are acknowledged. A second time makes doubles, which readers drop.
+
+        Raises:
+            UnavailableError: Not all were acknowledged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
         ...
 
 
@@ -344,6 +397,17 @@ class Sink(Protocol):
         """Yield every row of the collection: what a ledger is rebuilt from."""
         ...
 
+    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+        """Return what is there of these documents, rows and tombstones, read with Strong consistency.
+
+        Documents of which there is nothing are left out.
+        """
+        ...
+
+    def bury(self, tombstones: Sequence[Tombstone]) -> None:
+        """Note deletes for the other members, before the rows are deleted."""
+        ...
+
     def count(self) -> int:
         """Return the number of rows, read with Strong consistency."""
         ...
@@ -447,8 +511,23 @@ class Store(Ledger, SeenStore, Protocol):
         """Return parked events, soonest first."""
         ...
 
-    def hasten(self, now: float) -> int:
-        """Make all parked events due now; return how many there are."""
+    def hasten(self, now: float, source: str | None = None, positions: Collection[str] | None = None) -> int:
+        """Make parked events due now; return how many there are.
+
+        Args:
+            now: Seconds since 1970.
+            source: Only those of this source; None: all.
+            positions: Only those of these positions of the source; None: all.
+        """
+        ...
+
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> int:
+        """Remove a source's events that were parked under these leases; return how many there were.
+
+        Args:
+            source: The source.
+            tenures: The leases' ids; None: all that were parked under any.
+        """
         ...
 
     def dead_letters(self, ids: Sequence[int] | None = None) -> Iterator[DeadLetter]:
