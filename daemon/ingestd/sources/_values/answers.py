@@ -1,0 +1,75 @@
+"""An HTTP answer's body, read within bounds of size and time, and its Retry-After.
+
+urllib3's timeouts are per read of the socket: a server that sends a byte now and then never runs into them. So the body
+is read in pieces as they come (``read1``), against a deadline. It is read as it is sent: who asks for ``identity`` and
+gets it compressed is refused, for what unpacks without bound can be made.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import mktime_tz, parsedate_tz
+from typing import TYPE_CHECKING
+
+from urllib3.exceptions import HTTPError
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+PIECE = 256 * 1024
+LONGEST_WAIT = 3600.0
+"""The most seconds that an answer may ask us to wait: we ask again by then, whatever it says."""
+
+
+class TooLargeError(Exception):
+    """A body is larger than it may be."""
+
+
+class TooSlowError(HTTPError):
+    """A body did not come within its time."""
+
+
+class PackedError(Exception):
+    """A body is compressed, though that was not asked for."""
+
+
+def body(response: BaseHTTPResponse, most: int, deadline: float) -> bytes:
+    """Return the body of an answer that was asked for with ``preload_content=False``.
+
+    Args:
+        response: The answer.
+        most: The most bytes.
+        deadline: Of ``time.monotonic``.
+
+    Raises:
+        TooLargeError: It is larger.
+        PackedError: It is compressed.
+        HTTPError: It did not come, or not in time.
+    """
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise PackedError
+    length = response.headers.get("Content-Length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):  # noqa: PLR2004 - no file is that long
+        raise TooLargeError
+    parts, size = [], 0
+    while part := response.read1(PIECE, decode_content=False):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise TooLargeError
+        if time.monotonic() > deadline:
+            raise TooSlowError("the answer takes too long")
+    return b"".join(parts)
+
+
+def retry_after(response: BaseHTTPResponse) -> float | None:
+    """Return the seconds that an answer asks us to wait; None: it does not say."""
+    said = response.headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdigit():
+        return min(float(said[:9]), LONGEST_WAIT)
+    try:
+        parts = parsedate_tz(said)
+        seconds = None if parts is None else mktime_tz(parts) - time.time()
+    except (ValueError, OverflowError, TypeError, IndexError):  # a date that is none
+        return None
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_WAIT)
