@@ -27,7 +27,7 @@ from ingestd.engine.health import Health
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pipeline import Pipeline
 from ingestd.engine.pulse import Pulse
-from ingestd.engine.reconcile import Reconciled, reconcile
+from ingestd.engine.reconcile import Reconciled, bind_anew, reconcile
 from ingestd.engine.retry import RetryPolicy
 from ingestd.engine.runner import Faults, Parts, Runner
 from ingestd.engine.settle import Settle
@@ -43,9 +43,11 @@ from ingestd.parts import (
     build_embedders,
     device_pool,
     fingerprints_of,
+    is_shared,
     kind_of,
     open_store,
     own_milvus,
+    relies_on_ledger,
     schema_of,
     strangers,
     tokenizer_of,
@@ -54,6 +56,7 @@ from ingestd.sinks.milvus import MilvusSink
 from ingestd.stages.chunk import Chunk
 from ingestd.stages.embed import PROBE, Embed, VectorField
 from ingestd.stages.extract import Extract
+from ingestd.stages.recall import Recall
 from ingestd.stages.write import Write
 
 if TYPE_CHECKING:
@@ -214,12 +217,15 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
 
 def _prepare(ground: _Ground, collection: str, processing: _Processing, *, unclean: bool) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
-    sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos))
+    shared = is_shared(ground.settings, collection)
+    sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos), shared=shared)
 
     def beat() -> None:
         ground.pulse.busy("start", "Milvus", _silence(ground.settings)["write"])
 
     def made_true() -> Reconciled:
+        if not relies_on_ledger(ground.settings, collection):
+            return bind_anew(ground.store, collection, identity)
         return reconcile(ground.store, sink, identity, unclean=unclean, beat=beat)
 
     identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
@@ -263,7 +269,9 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
     )
     pipelines = {name: _pipeline(ground, collection, name, lanes, settle) for name, collection in prepared.items()}
     threads = {
-        name: SourceThread(source, lanes[source.collection], tally, pulse, stop, once=once, fail=faults.fail)
+        name: SourceThread(
+            source, lanes[source.collection], tally, pulse, stop, retries=retries, once=once, fail=faults.fail
+        )
         for name, source in sources.items()
     }
     parts = Parts(
@@ -317,7 +325,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
     """Build a collection's stages, and the lanes before them."""
     settings, store, breakers = ground.settings, ground.store, ground.breakers
     limits, configured = settings.limits, settings.collections[name]
-    events: Channel[Event] = Channel("extract", None)
+    events: Channel[Event] = Channel("recall", None)
     lanes[name] = Lanes(
         events,
         max_events=limits.in_flight_events,
@@ -351,14 +359,17 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         identity=prepared.identity,
         lanes=lanes[name],
         events=events,
-        extract=Extract(
+        recall=Recall(
             store,
-            ground.extraction,
+            prepared.sink,
             fingerprint=processing,
             clock=ground.clock,
+            shared=is_shared(settings, name),
             shared_ids=configured.shared_ids,
-            patience=patience("extract"),
+            patience=patience("recall"),
+            on_crossed=lambda source: ground.metrics.events.crossed.labels(source=source).inc(),
         ),
+        extract=Extract(ground.extraction, fingerprint=processing, patience=patience("extract")),
         readers=settings.extraction.workers,
         chunk=Chunk(
             prepared.processing.chunker,
@@ -381,6 +392,7 @@ def _silence(settings: Settings) -> dict[str, float]:
     """Return the seconds that each stage may rightly be silent: its slowest call, tried again on new workers."""
     model = settings.embedding.timeout_seconds + settings.embedding.load_timeout_seconds
     return {
+        "recall": 10 * settings.milvus.timeout_seconds,
         "extract": 2 * settings.extraction.wall_seconds + WORKER_START,
         "chunk": LONGEST_CHUNKING,
         "embed": 3 * model,

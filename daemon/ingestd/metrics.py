@@ -44,6 +44,13 @@ class EventMetrics:
             ["source", "verdict"],
             registry=registry,
         )
+        # Versions compare only within one partition, or among a producer's own: the later arrival won.
+        self.crossed = Counter(
+            "ingestd_events_across_domains_total",
+            "Events whose version did not compare with the one that was applied.",
+            ["source"],
+            registry=registry,
+        )
         # Failures for good. The error is the name of its class.
         self.dead_letters = Counter(
             "ingestd_dead_letters_total",
@@ -202,6 +209,42 @@ class SourceMetrics:
             ["source"],
             registry=registry,
         )
+        self.kafka = KafkaMetrics(registry)
+
+
+class KafkaMetrics:
+    """How the Kafka sources are doing. What became of records is in ``EventMetrics``, by source."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        where = ["source", "topic", "partition"]
+        # From the broker's own end offset to what is done and may be committed.
+        self.lag = Gauge(
+            "ingestd_kafka_lag_records",
+            "Offsets of a partition that are not done: its end, less the watermark.",
+            where,
+            registry=registry,
+        )
+        # One record that is stuck holds the watermark, whatever is done behind it.
+        self.watermark_age_seconds = Gauge(
+            "ingestd_kafka_watermark_age_seconds",
+            "Time since the first record of a partition that is not done was received; 0 when all are done.",
+            where,
+            registry=registry,
+        )
+        # None for long means that this member does nothing.
+        self.partitions = Gauge(
+            "ingestd_kafka_partitions", "Partitions that this member holds.", ["source"], registry=registry
+        )
+        # Many are a sign of members that come and go, or that are too slow to be heard.
+        self.rebalances = Counter(
+            "ingestd_kafka_rebalances_total", "Rebalances that this member went through.", ["source"], registry=registry
+        )
+        # Each means that records may come again.
+        self.refused_commits = Counter(
+            "ingestd_kafka_refused_commits_total", "Commits that were refused.", ["source"], registry=registry
+        )
+        # Back-pressure, or a broker that does not answer.
+        self.paused = Gauge("ingestd_kafka_paused", "1 while reading is paused, else 0.", ["source"], registry=registry)
 
 
 class StateMetrics:

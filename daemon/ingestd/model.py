@@ -28,6 +28,10 @@ ChunkId: TypeAlias = str
 Digest: TypeAlias = bytes
 """16 bytes over all that a row holds beside its key and its vectors."""
 
+BEFORE_ALL = -(2**63)
+"""A version's number that every other one comes after: 0 is an offset."""
+EXPLICIT = "explicit"
+"""The domain of the versions that producers give their documents themselves."""
 CHUNK_ID_SCHEME = 1
 """Goes into every chunk's key. A change of the scheme re-embeds everything: raise it knowingly."""
 
@@ -116,6 +120,11 @@ class Content:
 class Payload(Protocol):
     """How to get at a document's bytes. They are read when the pipeline has room, not when the event arrives."""
 
+    @property
+    def at_hand(self) -> Content | None:
+        """What ``read`` would return, where it is in memory already; None: it has to be fetched."""
+        ...
+
     def read(self) -> Content:
         """Return the bytes and what the source says about them.
 
@@ -157,6 +166,14 @@ class Lease(Protocol):
 
     id: str
     """Random, of this tenure: what was written under it without a break can be relied on."""
+
+    lent: bool
+    """Whether it is only as good as none: for what an operator has tried again, wherever it belongs by now."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the right is gone for good, as far as is known without asking anybody."""
+        ...
 
     def enter(self) -> bool:
         """Begin a call that changes Milvus; ``leave`` ends it. False: the right is gone, make no call.
@@ -280,6 +297,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """An event whose document is to be read, and what is known of it."""
+
+    event: Event
+    version: Version
+    entry: Entry | None
+    """What is applied: it cannot change while the event holds its lane."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extracted:
     """An event whose document was read. ``document`` is None for a delete."""
 
@@ -348,8 +375,10 @@ class Outcome:
 class Settled:
     """What a settlement ended beside its own events."""
 
-    superseded: tuple[Parked, ...] = ()
+    superseded: int = 0
     """Parked events that an outcome took the place of."""
+    replaced: tuple[Parked, ...] = field(default=(), compare=False)
+    """Those events, without their failures: their sources are to know."""
     mended: int = 0
     """Dead letters that a later, good event of the same document made pointless."""
 

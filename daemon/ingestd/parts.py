@@ -65,6 +65,23 @@ def feeds(settings: Settings) -> set[tuple[str, str]]:
     return {(name, plugin.config.collection) for name, plugin in settings.sources.items()}  # type: ignore[attr-defined]
 
 
+def is_shared(settings: Settings, collection: str) -> bool:
+    """Return whether other processes may write a collection too: members of a group, on one server.
+
+    A Milvus Lite is one daemon's own.
+    """
+    several = [plugin.config for plugin in settings.sources.values() if getattr(plugin.config, "shared", False)]
+    feeds_it = any(config.collection == collection for config in several)  # type: ignore[attr-defined]
+    return settings.milvus.path is None and feeds_it
+
+
+def relies_on_ledger(settings: Settings, collection: str) -> bool:
+    """Return whether any source of a collection takes the ledger's word for what an earlier run wrote."""
+    configs = [plugin.config for plugin in settings.sources.values()]
+    mine = [config for config in configs if config.collection == collection]  # type: ignore[attr-defined]
+    return not is_shared(settings, collection) or any(not getattr(config, "shared", False) for config in mine)
+
+
 def strangers(settings: Settings, store: SqliteStore) -> list[tuple[str, str, int]]:
     """Return (source, collection, documents) of documents that no configured source feeds any more."""
     configured = feeds(settings)

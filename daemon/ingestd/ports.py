@@ -521,8 +521,8 @@ class Store(Ledger, SeenStore, Protocol):
         """
         ...
 
-    def withdraw(self, source: str, tenures: Collection[str] | None) -> int:
-        """Remove a source's events that were parked under these leases; return how many there were.
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[DocumentKey]:
+        """Remove a source's events that were parked under these leases; return what they were about.
 
         Args:
             source: The source.

@@ -66,7 +66,7 @@ class Watch:
         """Its outcome is settled."""
         with self._lock:
             self.active[event.key] -= 1
-        self.lanes.release(event)
+        self.lanes.release([event])
 
 
 @settings(max_examples=25, deadline=None)

@@ -52,12 +52,12 @@ def test_one_event_of_a_document_is_active() -> None:
     other = upsert("b", "x", 0)
     submit(lanes, first, second, third, other)
     assert taken(out) == [first, other]
-    lanes.release(first)
+    lanes.release([first])
     assert taken(out) == [second]
-    lanes.release(second)
+    lanes.release([second])
     assert taken(out) == [third]
-    lanes.release(third)
-    lanes.release(other)
+    lanes.release([third])
+    lanes.release([other])
     assert (lanes.events, lanes.bytes, taken(out)) == (0, 0, [])
     assert lanes.wait_idle(0.0)
 
@@ -82,7 +82,7 @@ def test_intake_waits_for_room(events: int, size: int) -> None:
         waiting = pool.submit(lanes.submit, second, on_accept=nothing, beat=beaten.set)
         assert beaten.wait(DEADLINE)
         assert (waiting.done(), lanes.events) == (False, 1)
-        lanes.release(first)
+        lanes.release([first])
         waiting.result(DEADLINE)
     assert taken(out) == [first, second]
 
@@ -120,7 +120,7 @@ def test_stop_drops_what_no_stage_has_begun() -> None:
     assert (lanes.events, taken(out)) == (1, [])
     with pytest.raises(Stopped):
         submit(lanes, upsert("c", "x", 0))
-    lanes.release(begun)
+    lanes.release([begun])
     assert (lanes.events, lanes.bytes, taken(out)) == (0, 0, [])
 
 
@@ -157,7 +157,7 @@ def test_a_parked_event_comes_back_to_a_free_lane_only() -> None:
     submit(lanes, live)
     assert not resume(lanes, parked)
     assert taken(out) == [live]
-    lanes.release(live)
+    lanes.release([live])
     assert not resume(lanes, parked, current=False)
     assert resume(lanes, parked)
     assert taken(out) == [parked]

@@ -86,7 +86,7 @@ class Bench:
         self.tally.settle(outcomes, superseded=settled.superseded)
         self.queue.settled(outcomes)
         for outcome in outcomes:
-            self.lanes[outcome.event.key.collection].release(outcome.event)
+            self.lanes[outcome.event.key.collection].release([outcome.event])
 
     def taken(self, collection: str = COLLECTION) -> list[Event]:
         """Take what is active and no stage has yet."""

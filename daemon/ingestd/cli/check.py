@@ -19,6 +19,7 @@ from ingestd.parts import (
     SystemClock,
     build_embedder,
     device_pool,
+    is_shared,
     milvus,
     open_store,
     schema_of,
@@ -206,7 +207,9 @@ def _collection(settings: Settings, name: str, infos: Mapping[str, ModelInfo], c
     try:
         tokenizer_of(settings, name)
         target = schema_of(settings, name, infos)
-        differences = None if connection is None else MilvusSink(connection, target).plan()
+        differences = (
+            None if connection is None else MilvusSink(connection, target, shared=is_shared(settings, name)).plan()
+        )
     except ConfigError as error:
         return Check(title, ok=False, detail=str(error))
     left = [difference for difference in differences or () if not difference.fixable]

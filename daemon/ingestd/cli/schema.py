@@ -8,7 +8,7 @@ import click
 
 from ingestd.cli.common import answer, config_option, ends, json_option, load
 from ingestd.engine.runner import Exit
-from ingestd.parts import milvus, models, schema_of
+from ingestd.parts import is_shared, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _sinks(settings: Settings) -> Iterator[MilvusSink]:
     with milvus(settings) as connection, models(settings) as embedders:
         infos = {name: embedder.info() for name, embedder in embedders.items()}
         for collection in settings.collections:
-            yield MilvusSink(connection, schema_of(settings, collection, infos))
+            yield MilvusSink(connection, schema_of(settings, collection, infos), shared=is_shared(settings, collection))
 
 
 def _text(found: list[dict[str, Any]], none: str = "all is as configured") -> list[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ingestd.model import DeadLetter, Json
 
 STATUS_TIMEOUT = 10.0
-STAGES = ("extract", "chunk", "embed", "write")
+STAGES = ("recall", "extract", "chunk", "embed", "write")
 """What documents wait for, as a running daemon names it."""
 
 

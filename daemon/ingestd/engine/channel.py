@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -68,6 +68,21 @@ class Channel(Generic[T]):
                 raise Stopped(self._name)
             self._items.append(item)
             self._weight += weight
+            self._changed.notify_all()
+
+    def extend(self, items: Sequence[T]) -> None:
+        """Add items to an unbounded channel, in their order.
+
+        Raises:
+            Stopped: The channel was closed; none was added.
+        """
+        if not items:
+            return
+        with self._changed:
+            if self._closed:
+                raise Stopped(self._name)
+            self._items.extend(items)
+            self._weight += sum(self._weigh(item) for item in items)
             self._changed.notify_all()
 
     def take(self, limit: int, linger: float, patience: float) -> list[T] | None:

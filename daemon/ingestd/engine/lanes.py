@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ingestd.engine.channel import Channel
     from ingestd.model import DocumentKey, Event
@@ -86,6 +86,26 @@ class Lanes:
                 raise Stopped("intake")
             self._enter(event, on_accept)
 
+    def offer(self, events: Sequence[Event], *, on_accept: Callable[[int], None]) -> int:
+        """Accept events from the first on, as long as there is room, and return how many. Never waits for room.
+
+        Args:
+            events: In their order.
+            on_accept: Called with how many it will be, before anything is done to them.
+
+        Raises:
+            Stopped: None was accepted.
+        """
+        with self._changed:
+            if self._stopped:
+                raise Stopped("intake")
+            room = self._room_for(events)
+            if room:
+                on_accept(room)
+                # Inside the lock, so that a lane's events leave in the order in which they came.
+                self._out.extend([event for event in events[:room] if self._begins(event)])
+            return room
+
     def resume(
         self, event: Event, *, is_current: Callable[[], bool], on_accept: Callable[[], None], patience: float
     ) -> bool:
@@ -116,16 +136,19 @@ class Lanes:
             self._enter(event, on_accept)
             return True
 
-    def release(self, event: Event) -> None:
-        """End the active event of a lane; the next one in the lane becomes active."""
+    def release(self, events: Sequence[Event]) -> None:
+        """End the active events of their lanes; the next one in each lane becomes active."""
         with self._changed:
-            self._events -= 1
-            self._bytes -= event.size
-            lane = self._waiting[event.key]
-            if lane and not self._stopped:
-                self._out.put(lane.popleft())
-            elif not lane:
-                del self._waiting[event.key]
+            begun = []
+            for event in events:
+                self._events -= 1
+                self._bytes -= event.size
+                lane = self._waiting[event.key]
+                if lane and not self._stopped:
+                    begun.append(lane.popleft())
+                elif not lane:
+                    del self._waiting[event.key]
+            self._out.extend(begun)
             self._changed.notify_all()
 
     def stop(self) -> int:
@@ -156,22 +179,38 @@ class Lanes:
             return self._changed.wait_for(lambda: self._events == 0, timeout)
 
     def _enter(self, event: Event, on_accept: Callable[[], None]) -> None:
+        on_accept()
+        if self._begins(event):
+            self._out.put(event)
+
+    def _begins(self, event: Event) -> bool:
+        """Put an event into its lane; return whether it is the active one."""
         self._events += 1
         self._bytes += event.size
-        on_accept()
         lane = self._waiting.get(event.key)
         if lane is not None:
             lane.append(event)
-            return
+            return False
         self._waiting[event.key] = deque()
-        # Inside the lock, so that a lane's events leave in the order in which they came.
-        self._out.put(event)
+        return True
 
     def _drop(self, lane: deque[Event]) -> None:
         for event in lane:
             self._events -= 1
             self._bytes -= event.size
         lane.clear()
+
+    def _room_for(self, events: Sequence[Event]) -> int:
+        """Return how many of these events, from the first on, there is room for."""
+        if not events or not self._has_room(events[0]):
+            return 0
+        room, size = 1, self._bytes + events[0].size
+        for event in events[1 : self._max_events - self._events]:
+            size += event.size
+            if size > self._max_bytes:
+                break
+            room += 1
+        return room
 
     def _has_room(self, event: Event) -> bool:
         if not self._is_open():

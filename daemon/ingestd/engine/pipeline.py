@@ -1,4 +1,4 @@
-"""A pipeline: the four stages of one collection, joined by bounded channels."""
+"""A pipeline: the stages of one collection, joined by bounded channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.stage import Appetite, StageThread, Work
-from ingestd.model import Abandoned
+from ingestd.model import Abandoned, Recalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,8 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 PassOn: TypeAlias = "Callable[[Out, Callable[[], None]], None]"
 
+RECALLED = 500
+"""Events that are looked up at a time: where Milvus has to be asked, in one question."""
 WAITING_DOCUMENTS = 64
 """Extracted documents that wait to be chunked."""
 WRITE_BATCH = 1_000
@@ -49,11 +51,12 @@ class Pipeline:
         identity: Its random id when the daemon started.
         lanes: Feed the first stage.
         events: The channel between lanes and the first stage.
-        extract: The first stage's work.
+        recall: The first stage's work; what it has the text of already passes the second one by.
+        extract: The second's.
         readers: The number of threads that run it.
-        chunk: The second's.
-        embed: The third's.
-        window: The most chunks that the third takes at a time.
+        chunk: The third's.
+        embed: The fourth's.
+        window: The most chunks that the fourth takes at a time.
         linger: Seconds that it waits for them.
         write: The last one's.
         silence: Seconds that a stage's call may take, by stage: its timeouts.
@@ -70,7 +73,8 @@ class Pipeline:
         identity: str,
         lanes: Lanes,
         events: Channel[Event],
-        extract: Work[Event, Extracted],
+        recall: Work[Event, Recalled | Extracted],
+        extract: Work[Recalled, Extracted],
         readers: int,
         chunk: Work[Extracted, Chunked],
         embed: Work[Chunked, Embedded | Abandoned],
@@ -86,6 +90,7 @@ class Pipeline:
         self.sink = sink
         self.identity = identity
         self.lanes = lanes
+        recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
         extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
         chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
@@ -96,15 +101,23 @@ class Pipeline:
             name = f"{collection}/{step}"
             return StageThread(name, work, inbound, appetite, pass_on=pass_on, settle=settle, pulse=pulse, fail=fail)
 
+        def pass_recalled(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
+            if isinstance(item, Recalled):
+                recalled.put(item, beat)
+            else:
+                extracted.put(item, beat)
+
+        recalling = stage("recall", recall, events, Appetite(RECALLED, silence=silence["recall"]), pass_recalled)
         reading = [
-            stage(f"extract-{number}", extract, events, Appetite(1, silence=silence["extract"]), extracted.put)
+            stage(f"extract-{number}", extract, recalled, Appetite(1, silence=silence["extract"]), extracted.put)
             for number in range(1, readers + 1)
         ]
         chunking = stage("chunk", chunk, extracted, Appetite(16, silence=silence["chunk"]), chunked.put)
         embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
-            (events, reading),
+            (events, [recalling]),
+            (recalled, reading),
             (extracted, [chunking]),
             (chunked, [embedding]),
             (embedded, [writing]),

@@ -68,6 +68,16 @@ def reconcile(
     return Reconciled(missing=missing)
 
 
+def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
+    """Bind the ledger to a collection whose sources ask Milvus for all that they did not just write themselves.
+
+    Neither rebuilt nor verified: a member without a disk would read the whole collection at each start, for nothing.
+    """
+    if ledger.binding(collection) != identity:
+        ledger.bind(collection, identity, ())
+    return Reconciled()
+
+
 def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
     """Return an entry for each document that has rows in the collection."""
     versions: dict[str, Version] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import FatalError, UnavailableError
+from ingestd.errors import ConfigError, FatalError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +59,8 @@ class Faults:
 
     def __init__(self) -> None:
         self.happened = threading.Event()
+        self.cause: BaseException | None = None
+        """What ended the first thread that ended."""
         self.ended_well = False
         """Whether the daemon stopped in order: the state's mark of a clean end."""
         self.closing = False
@@ -68,7 +70,11 @@ class Faults:
         """Take note that a thread ended by itself."""
         if self.closing:
             return  # what was not drained in time: nothing has moved
-        log.error("a thread ended, and the process ends with it", thread=name, exc_info=error)
+        if isinstance(error, ConfigError):
+            log.error("the set-up is wrong, and the process ends", thread=name, error=str(error))
+        else:
+            log.error("a thread ended, and the process ends with it", thread=name, exc_info=error)
+        self.cause = self.cause or error
         self.happened.set()
 
 
@@ -168,7 +174,8 @@ class Runner:
 
     def _verdict(self, *, once: bool, finished: bool) -> Exit:
         if self._parts.faults.happened.is_set():
-            return Exit.FAILURE
+            wrong = isinstance(self._parts.faults.cause, ConfigError)  # credentials that are refused, for one
+            return Exit.CONFIG if wrong else Exit.FAILURE
         self._parts.faults.ended_well = True
         if not once:
             return Exit.DONE
@@ -204,6 +211,8 @@ class Runner:
             log.warning("not drained in time: begun documents are begun again after the next start")
         parts.faults.closing = True
         parts.breakers.stop()
+        for thread in parts.threads.values():
+            thread.release()
         for thread in parts.threads.values():
             thread.join(LAST_SECONDS)
         parts.retries.join(LAST_SECONDS)

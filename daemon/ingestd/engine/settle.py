@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ingestd.engine.channel import Channel
 from ingestd.errors import Stopped
-from ingestd.model import Outcome, Verdict
+from ingestd.model import Event, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ingestd.engine.pulse import Pulse
     from ingestd.engine.retry import RetryPolicy
     from ingestd.engine.tally import Tally
-    from ingestd.model import Fingerprints
+    from ingestd.model import Fingerprints, Parked
     from ingestd.ports import Source, Store
 
 BATCH = 500
@@ -120,16 +121,23 @@ class Settle:
         self._tally.settle(outcomes, superseded=settled.superseded)
         for outcome in outcomes:
             _report(outcome)
+        known = [*outcomes, *map(_superseded, settled.replaced)]
         for name, source in self._sources.items():
-            mine = [outcome for outcome in outcomes if outcome.event.source == name]
+            mine = [outcome for outcome in known if outcome.event.source == name]
             if mine:
                 source.settled(mine)
         self._on_settled(outcomes)
-        for outcome in outcomes:
-            self._lanes[outcome.event.key.collection].release(outcome.event)
+        for collection, events in groupby(outcomes, lambda outcome: outcome.event.key.collection):
+            self._lanes[collection].release([outcome.event for outcome in events])
 
     def _decide(self, outcome: Outcome) -> Outcome:
-        """Return the outcome with the time of its next try, or as a dead letter if there is none."""
+        """Return the outcome with the time of its next try, or as a dead letter if there is none.
+
+        What failed under a lease that has ended is for the next owner to try again, and to judge.
+        """
+        failed = outcome.verdict in {Verdict.RETRYING, Verdict.DEAD_LETTERED}
+        if failed and outcome.event.lease is not None and outcome.event.lease.ended:
+            return replace(outcome, verdict=Verdict.RETURNED)
         if outcome.verdict is not Verdict.RETRYING:
             return outcome
         wait = self._policy.next(outcome.event.attempt, outcome.wait)
@@ -139,6 +147,12 @@ class Settle:
 
     def _beat(self) -> None:
         self._pulse.beat("settle")
+
+
+def _superseded(parked: Parked) -> Outcome:
+    """Return the end of a parked event that another one took the place of, for its source."""
+    event = Event(parked.key, parked.op, parked.source, parked.position, payload=None, version=parked.version)
+    return Outcome(event, Verdict.SUPERSEDED)
 
 
 def _report(outcome: Outcome) -> None:

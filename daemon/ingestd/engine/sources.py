@@ -14,7 +14,7 @@ from ingestd.errors import FatalError, Stopped, Superseded, UnavailableError
 from ingestd.model import Event, Op, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ingestd.engine.lanes import Lanes
     from ingestd.engine.pulse import Pulse
@@ -41,6 +41,7 @@ class SourceThread:
         pulse: Pulse,
         stop: threading.Event,
         *,
+        retries: RetryQueue,
         once: bool,
         fail: Callable[[str, BaseException], None],
         on_skip: Callable[[Verdict, int], None] = lambda _verdict, _count: None,
@@ -50,6 +51,8 @@ class SourceThread:
         self._tally = tally
         self._pulse = pulse
         self._stop = stop
+        self._retries = retries
+        self._drained = threading.Event()
         self._once = once
         self._fail = fail
         self._on_skip = on_skip
@@ -74,6 +77,28 @@ class SourceThread:
     def submit(self, event: Event) -> None:
         """See ``ports.Intake``."""
         self._lanes.submit(event, on_accept=lambda: self._tally.accept(self._source.name), beat=self._beat)
+
+    def offer(self, events: Sequence[Event]) -> int:
+        """See ``ports.Intake``."""
+        self._beat()
+        return self._lanes.offer(events, on_accept=lambda count: self._tally.accept(self._source.name, count))
+
+    def withdraw(self, tenures: Collection[str] | None = None) -> None:
+        """See ``ports.Intake``."""
+        self._retries.withdraw(self._source.name, tenures)
+
+    def hasten(self, positions: Collection[str]) -> None:
+        """See ``ports.Intake``."""
+        self._retries.hasten(self._source.name, positions)
+
+    def drained(self, seconds: float) -> bool:
+        """See ``ports.Intake``."""
+        self._beat()
+        return self._drained.wait(seconds)
+
+    def release(self) -> None:
+        """Say that all that was begun is settled, or given up: the source may end."""
+        self._drained.set()
 
     def skip(self, verdict: Verdict, count: int = 1) -> None:
         """See ``ports.Intake``."""
@@ -171,6 +196,20 @@ class RetryQueue:
             self._active -= keys
             self._settled |= keys if self._looked_at is None else keys & self._looked_at
 
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> None:
+        """Take events out that were parked under leases that have ended. See ``ports.Intake``."""
+        keys = self._store.withdraw(source, tenures)
+        with self._lock:
+            # One that was brought back already is in flight, and its outcome counts it.
+            waited = sum(key not in self._active for key in keys)
+            self._settled.update(keys)
+        if waited:
+            self._tally.withdraw(source, waited)
+
+    def hasten(self, source: str, positions: Collection[str]) -> None:
+        """Have parked events brought back now. See ``ports.Intake``."""
+        self._store.hasten(self._clock.time(), source, positions)
+
     def waiting(self) -> int:
         """Return the number of parked events that this daemon will bring back.
 
@@ -247,6 +286,8 @@ class RetryQueue:
 
 class _Gone:
     """The payload of an event whose document went away while it was parked."""
+
+    at_hand = None
 
     def read(self) -> Content:
         """See ``model.Payload``."""

@@ -1,5 +1,7 @@
 """The accounts of a run: every accepted event is in exactly one column.
 
+An event that is returned (its partition is another member's now) counts as never accepted.
+
 ``accepted = written + deleted + unchanged + superseded + dead_lettered + retrying + in_flight`` holds at every moment:
 each method moves events from one column to another under one lock.
 """
@@ -35,11 +37,11 @@ class Tally:
         self._reused = 0
         self._lock = threading.Lock()
 
-    def accept(self, source: str) -> None:
-        """Count a new event."""
+    def accept(self, source: str, count: int = 1) -> None:
+        """Count new events."""
         with self._lock:
-            self._in_flight += 1
-        self._metrics.accepted(source, 1)
+            self._in_flight += count
+        self._metrics.accepted(source, count)
 
     def revive(self) -> None:
         """Count an event that comes back out of the retry queue."""
@@ -60,6 +62,12 @@ class Tally:
         self._metrics.accepted(source, count)
         self._metrics.settled(source, verdict, count)
 
+    def withdraw(self, source: str, count: int) -> None:
+        """Count parked events that another member will do: they are none of ours any more."""
+        with self._lock:
+            self._verdicts[Verdict.RETRYING] -= count
+        self._metrics.settled(source, Verdict.RETURNED, count)
+
     def settle(self, outcomes: Sequence[Outcome], *, superseded: int) -> None:
         """Count outcomes that are durable now.
 
@@ -72,7 +80,8 @@ class Tally:
             self._verdicts[Verdict.SUPERSEDED] += superseded
             for outcome in outcomes:
                 self._in_flight -= 1
-                self._verdicts[outcome.verdict] += 1
+                if outcome.verdict is not Verdict.RETURNED:
+                    self._verdicts[outcome.verdict] += 1
                 self._embedded += outcome.embedded
                 self._reused += outcome.reused
         for outcome in outcomes:
@@ -91,7 +100,7 @@ class Tally:
     def totals(self) -> Totals:
         """Return the accounts as they are now."""
         with self._lock:
-            counts = {verdict.value: self._verdicts[verdict] for verdict in Verdict}
+            counts = {verdict.value: self._verdicts[verdict] for verdict in Verdict if verdict is not Verdict.RETURNED}
             return Totals(
                 accepted=sum(counts.values()) + self._in_flight,
                 in_flight=self._in_flight,

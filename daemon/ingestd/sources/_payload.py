@@ -43,6 +43,11 @@ class FilePayload:
     """``Found.shape``: what the file and its sidecar must still look like."""
     max_bytes: int
 
+    @property
+    def at_hand(self) -> Content | None:
+        """Return nothing: a file is read when there is room for it."""
+        return None
+
     def read(self) -> Content:
         """Return the file's bytes and what its sidecar says.
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingestd.devices.check import check
-from ingestd.model import Abandoned, Embedded, Role, Stage
+from ingestd.model import Abandoned, Embedded, Outcome, Role, Stage, Verdict
 from ingestd.stages._failing import failed, isolate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ingestd.model import Chunked, DenseVector, Outcome, Row, SparseVector, VectorKind, Vectors
+    from ingestd.model import Chunked, DenseVector, Row, SparseVector, VectorKind, Vectors
     from ingestd.ports import Embedder, Patience
 
 PROBE = ("Is anybody there?",)
@@ -71,7 +71,12 @@ class Embed:
 
     def process(self, batch: Sequence[Chunked]) -> Iterator[Embedded | Abandoned | Outcome]:
         """Yield, for each document, its windows, or an outcome if a row cannot be embedded."""
-        documents = [_Progress(chunked) for chunked in batch]
+        documents = []
+        for chunked in batch:
+            if chunked.event.lease is not None and chunked.event.lease.ended:
+                yield Outcome(chunked.event, Verdict.RETURNED)  # vectors that nobody may write
+            else:
+                documents.append(_Progress(chunked))
         for document in documents:
             if not document.chunked.new:
                 yield Embedded(document.chunked, (), first=True, last=True)

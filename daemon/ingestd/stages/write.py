@@ -15,22 +15,20 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ingestd.errors import DocumentError, TransientError
-from ingestd.model import Abandoned, Embedded, Entry, Op, Outcome, Stage, Verdict, Version
+from ingestd.model import BEFORE_ALL, Abandoned, Embedded, Entry, Op, Outcome, Stage, Tombstone, Verdict, Version
 from ingestd.stages._failing import failed, isolate
+from ingestd.stages._reading import tenure_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ingestd.model import Chunked, ChunkId, DocumentKey, Row
+    from ingestd.model import Chunked, ChunkId, DocumentKey, Lease, Row
     from ingestd.ports import Ledger, Patience, Sink
 
 R = TypeVar("R")
 
 RUN = 1_000
 """Rows of one call: it is made again from its beginning when it fails."""
-
-BEFORE_ALL = -(2**63)
-"""A version's number that every other one comes after: 0 is an offset."""
 
 
 @dataclass(slots=True)
@@ -47,11 +45,27 @@ class _Open:
     error: DocumentError | TransientError | None = None
     rewriting: bool = False
     """Rows of the old version were touched: it cannot be had back."""
+    lost: bool = False
+    """Its lease has ended: nothing more is done to it, the next owner finds out what is there."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nothing has ended it so far."""
+        return self.error is None and not self.lost
+
+
+class _LeaseEnded(Exception):  # noqa: N818 - a verdict, not an error
+    """Some of the documents of a call are another member's by now; they are marked as lost, and no call was made."""
 
 
 class _Piece(NamedTuple):
     document: _Open
     row: Row
+
+
+class _Stale(NamedTuple):
+    document: _Open
+    id: ChunkId
 
 
 class Write:
@@ -77,8 +91,8 @@ class Write:
         self._begin([window for window in windows if window.first])
         self._upsert(windows)
         ended = [self._open.pop(window.event.key) for window in windows if window.last]
-        self._rewrite([document for document in ended if document.error is None])
-        self._delete([document for document in ended if document.error is None])
+        self._rewrite([document for document in ended if document.goes_on])
+        self._delete([document for document in ended if document.goes_on])
         yield from self._outcomes(ended)
         for item in batch:
             if isinstance(item, Abandoned):
@@ -94,13 +108,14 @@ class Write:
             self._open[chunked.event.key] = _Open(chunked, before)
             touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
             if touched:
-                ahead.append(replace(before, present=dict(chunked.kept), doubtful=frozenset(touched)))
+                changes = {"present": dict(chunked.kept), "doubtful": frozenset(touched)}
+                ahead.append(replace(before, **changes, tenure=tenure_of(chunked.event)))
         if ahead:
             self._hold(lambda: self._ledger.write_ahead(ahead))
 
     def _upsert(self, windows: Sequence[Embedded]) -> None:
         pieces = [_Piece(self._open[window.event.key], row) for window in windows for row in window.rows]
-        pieces = [piece for piece in pieces if piece.document.error is None]
+        pieces = [piece for piece in pieces if piece.document.goes_on]
         for document, row in pieces:
             document.written.append(row.id)
         self._each(pieces, self._sink.upsert)
@@ -115,14 +130,24 @@ class Write:
                 by_id[chunk_id].missing.add(chunk_id)
 
     def _delete(self, documents: Sequence[_Open]) -> None:
+        graves = [document for document in documents if document.chunked.event.op is Op.DELETE]
+        # Before the rows go: whoever finds some of them knows that they are to be deleted, and by which version.
+        self._run(graves, lambda some: self._sink.bury([_tombstone(document) for document in some]))
         self._remove(
-            [chunk_id for document in documents if not document.missing for chunk_id in document.chunked.stale]
+            [
+                _Stale(document, chunk_id)
+                for document in documents
+                if document.goes_on and not document.missing
+                for chunk_id in document.chunked.stale
+            ]
         )
 
     def _outcomes(self, documents: Sequence[_Open]) -> Iterator[Outcome]:
-        bad = [document for document in documents if document.error is not None]
+        bad = [document for document in documents if document.error is not None and not document.lost]
         for document in documents:
-            if document.missing and document.error is None:
+            if document.lost:
+                yield Outcome(document.chunked.event, Verdict.RETURNED)
+            elif document.missing and document.error is None:
                 yield self._again(document)
             elif document.error is None:
                 yield self._done(document)
@@ -146,6 +171,7 @@ class Write:
             content=extracted.digest,
             present={**chunked.kept, **{row.id: row.digest() for row in rows}},
             deleted=deleted,
+            tenure=tenure_of(chunked.event),
         )
         return Outcome(
             chunked.event,
@@ -160,7 +186,8 @@ class Write:
         """Return the outcome of a version for which the ledger was wrong: try again at once, knowing better."""
         chunked = document.chunked
         touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
-        entry = replace(document.before, present=dict(chunked.kept), doubtful=frozenset(touched))
+        changes = {"present": dict(chunked.kept), "doubtful": frozenset(touched)}
+        entry = replace(document.before, **changes, tenure=tenure_of(chunked.event))
         error = TransientError(
             f"{len(document.missing)} of the chunks that the ledger knows were not in Milvus; they are embedded again",
             wait=0.0,
@@ -172,15 +199,18 @@ class Write:
 
         Ids that were doubtful before stay so, rows and all: they may be the old version's.
         """
-        ids = [
-            chunk_id
+        written = [
+            _Stale(document, chunk_id)
             for document in documents
             for chunk_id in document.written
-            if chunk_id not in document.before.doubtful
+            if not document.lost and chunk_id not in document.before.doubtful
         ]
-        self._remove(ids)
+        self._remove(written)
         for document in documents:
-            entry = document.before
+            if document.lost:
+                yield Outcome(document.chunked.event, Verdict.RETURNED)
+                continue
+            entry = replace(document.before, tenure=tenure_of(document.chunked.event))
             if document.rewriting:
                 touched = frozenset(row.id for row in document.chunked.rewritten)
                 present = {key: value for key, value in entry.present.items() if key not in touched}
@@ -190,26 +220,79 @@ class Write:
     def _each(self, pieces: Sequence[_Piece], call: Callable[[Sequence[Row]], R]) -> list[R]:
         """Make a call for rows of many documents; a row that is refused fails its document alone."""
         results: list[R] = []
-        held = self._holding(call)
+
+        def held(run: Sequence[_Piece]) -> R:
+            rows = [piece.row for piece in run]
+            documents = [piece.document for piece in run]
+            return self._patience.hold(lambda: _leased(documents, lambda: call(rows)), self._sink.probe)
+
         for start in range(0, len(pieces), RUN):
-            for run, result in isolate(pieces[start : start + RUN], lambda run: held([piece.row for piece in run])):
-                if isinstance(result, DocumentError | TransientError):
-                    run[0].document.error = result
+            run = [piece for piece in pieces[start : start + RUN] if not piece.document.lost]
+            while run:
+                try:
+                    for part, result in isolate(run, held):
+                        if isinstance(result, DocumentError | TransientError):
+                            part[0].document.error = result
+                        else:
+                            results.append(result)
+                except _LeaseEnded:
+                    run = [piece for piece in run if not piece.document.lost]
                 else:
-                    results.append(result)
+                    break
         return results
 
-    def _remove(self, ids: Sequence[ChunkId]) -> None:
-        for start in range(0, len(ids), RUN):
-            run = ids[start : start + RUN]
-            self._hold(partial(self._sink.delete, run))
+    def _remove(self, stale: Sequence[_Stale]) -> None:
+        for start in range(0, len(stale), RUN):
+            some = stale[start : start + RUN]
+            ids: dict[int, list[ChunkId]] = {}
+            for document, chunk_id in some:
+                ids.setdefault(id(document), []).append(chunk_id)
+            documents = {id(document): document for document, _ in some}.values()
 
-    def _holding(self, call: Callable[[Sequence[Row]], R]) -> Callable[[Sequence[Row]], R]:
-        return lambda rows: self._patience.hold(lambda: call(rows), self._sink.probe)
+            def delete(left: Sequence[_Open], ids: Mapping[int, list[ChunkId]] = ids) -> None:
+                self._sink.delete([chunk_id for document in left for chunk_id in ids[id(document)]])
+
+            self._run(list(documents), delete)
+
+    def _run(self, documents: Sequence[_Open], call: Callable[[Sequence[_Open]], None]) -> None:
+        """Make a call for documents as long as they are ours. None of them can be blamed for its failing."""
+        while left := [document for document in documents if not document.lost]:
+            try:
+                self._hold(partial(_leased, left, partial(call, left)))
+            except _LeaseEnded:
+                continue
+            return
 
     def _hold(self, call: Callable[[], R]) -> R:
         """Make a call that no document can be blamed for: while it fails, everything behind it waits."""
         return self._patience.hold(call, None)
+
+
+def _leased(documents: Sequence[_Open], call: Callable[[], R]) -> R:
+    """Make a call under the leases of all its documents.
+
+    Raises:
+        _LeaseEnded: No call was made.
+    """
+    leases = {lease.id: lease for document in documents if (lease := document.chunked.event.lease) is not None}
+    entered: list[Lease] = []
+    try:
+        for lease in leases.values():
+            if lease.enter():
+                entered.append(lease)  # noqa: PERF401 - one that raises must not lose the others
+        if len(entered) < len(leases):
+            for document in documents:
+                lease = document.chunked.event.lease
+                document.lost = document.lost or (lease is not None and lease not in entered)
+            raise _LeaseEnded
+        return call()
+    finally:
+        for lease in entered:
+            lease.leave()
+
+
+def _tombstone(document: _Open) -> Tombstone:
+    return Tombstone(document.chunked.event.key.document_id, document.chunked.extracted.version)
 
 
 def _nothing(chunked: Chunked) -> Entry:

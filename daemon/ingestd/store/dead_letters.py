@@ -7,12 +7,13 @@ number nothing is settled any more, for what would make room is the loss of a le
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ingestd.errors import UnavailableError
-from ingestd.model import DeadLetter, DocumentKey, Op, Verdict, canonical_json
+from ingestd.model import Content, DeadLetter, DocumentKey, Op, Verdict, canonical_json
 from ingestd.store.order import GOOD, is_older, version_columns, version_from
+from ingestd.store.records import pack, unpack
 from ingestd.store.retries import failure_columns, failure_from, place
 from ingestd.store.seens import signature_of
 from ingestd.store.text import from_column, from_optional, to_column
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from ingestd.model import Content, Fingerprints, Outcome
+    from ingestd.model import Event, Fingerprints, Outcome
 
 DEPENDENCY = "dead letters"
 """What the breaker is called that opens when no more dead letters are allowed."""
@@ -54,13 +55,13 @@ _OF_DOCUMENT = """
     """
 _PAGE = """
     SELECT id, collection, document_id, op, source, position, attempts, first_failed_at, last_failed_at, version,
-           domain, fingerprint, name, content_type, metadata, size, CASE WHEN ? THEN data END,
+           domain, fingerprint, name, content_type, metadata, size, CASE WHEN ? THEN data END, record,
            stage, error, message, traceback
     FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?
     """
 _SOME_OF = """
     SELECT id, collection, document_id, op, source, position, attempts, first_failed_at, last_failed_at, version,
-           domain, fingerprint, name, content_type, metadata, size, CASE WHEN ? THEN data END,
+           domain, fingerprint, name, content_type, metadata, size, CASE WHEN ? THEN data END, record,
            stage, error, message, traceback
     FROM dead_letters WHERE id IN ({}) ORDER BY id
     """
@@ -143,8 +144,12 @@ class Settlement:
         else:
             letter, kept_before = same
             self._connection.execute(_REPLACE, (*said, letter))
-        if outcome.content is not None:  # or else what an earlier try has read is still the best there is
-            self._keep(letter, outcome.content, kept_before)
+        content = _original(event, outcome.content)
+        if content is not None:  # or else what an earlier try has read is still the best there is
+            self._keep(letter, content, kept_before)
+        if event.record is not None:
+            query = "UPDATE dead_letters SET record = ? WHERE id = ?"
+            self._connection.execute(query, (pack(event.record), letter))
 
     def _keep(self, letter: int | None, content: Content, kept_before: int) -> None:
         # Without room for its metadata either, a letter still says which document failed, and why.
@@ -170,6 +175,15 @@ class Settlement:
                 self._kept -= kept
                 mended += 1
         return mended
+
+
+def _original(event: Event, content: Content | None) -> Content | None:
+    """Return what is kept of an event: a file as it was read, and of a record its value as it came."""
+    if event.record is None or event.record.value is None:
+        return content
+    if content is None:
+        return Content(event.record.value, event.key.document_id)
+    return replace(content, data=event.record.value, text=None)
 
 
 def page(connection: sqlite3.Connection, after: int, limit: int, *, data: bool) -> list[DeadLetter]:
@@ -200,7 +214,7 @@ def forget(connection: sqlite3.Connection, source: str, collection: str) -> None
 
 def _letter(record: Sequence[Any]) -> DeadLetter:
     number, collection, document_id, op, source, position, attempts, first_failed_at, last_failed_at, *rest = record
-    version, domain, fingerprint, name, content_type, metadata, size, data, *failure = rest
+    version, domain, fingerprint, name, content_type, metadata, size, data, packed, *failure = rest
     return DeadLetter(
         id=number,
         key=DocumentKey(collection, document_id),
@@ -218,4 +232,5 @@ def _letter(record: Sequence[Any]) -> DeadLetter:
         metadata=json.loads(metadata),
         size=size,
         data=data,
+        record=unpack(packed, data),
     )

@@ -22,19 +22,20 @@ _LOOKUP = 500
 
 _PUT = """
     INSERT INTO entries
-        (collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        (collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, tenure)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (collection, document_id) DO UPDATE SET
         source = excluded.source, version = excluded.version, domain = excluded.domain,
         fingerprint = excluded.fingerprint, content = excluded.content, present = excluded.present,
-        doubtful = excluded.doubtful, deleted = excluded.deleted
+        doubtful = excluded.doubtful, deleted = excluded.deleted, tenure = excluded.tenure
     """
 _GET = """
-    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted
+    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, tenure
     FROM entries WHERE collection = ? AND document_id IN ({})
     """
 _PAGE = """
-    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, id
+    SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, tenure,
+           id
     FROM entries WHERE collection = ? AND id > ? ORDER BY id LIMIT ?
     """
 _WHOLE = """
@@ -121,11 +122,12 @@ def _record(entry: Entry) -> tuple[object, ...]:
         _pack_present(entry.key, entry.present),
         _pack_ids(entry.key, entry.doubtful),
         entry.deleted,
+        entry.tenure,
     )
 
 
 def _entry(record: Sequence[Any]) -> Entry:
-    collection, document_id, source, number, domain, fingerprint, content, present, doubtful, deleted, *_ = record
+    collection, document_id, source, number, domain, fingerprint, content, present, doubtful, deleted, *more = record
     return Entry(
         key=DocumentKey(collection, document_id),
         source=source,
@@ -135,6 +137,7 @@ def _entry(record: Sequence[Any]) -> Entry:
         present=_unpack_present(present),
         doubtful=_unpack_ids(doubtful),
         deleted=bool(deleted),
+        tenure=more[0],
     )
 
 

@@ -200,7 +200,16 @@ _CONFIRMED_DOCUMENTS = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS, _CONFIRMED_DOCUMENTS)
+_RECORDS = (
+    # Of Kafka: under which lease an entry was written or an event parked, and the record that it came from.
+    "ALTER TABLE entries ADD COLUMN tenure TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE parked ADD COLUMN tenure TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE parked ADD COLUMN record BLOB",
+    "ALTER TABLE parked ADD COLUMN value BLOB",
+    "ALTER TABLE dead_letters ADD COLUMN record BLOB",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS, _CONFIRMED_DOCUMENTS, _RECORDS)
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:

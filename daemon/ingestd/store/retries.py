@@ -12,47 +12,50 @@ from typing import TYPE_CHECKING, Any
 
 from ingestd.model import DocumentKey, Failure, Op, Parked, Stage, Verdict
 from ingestd.store.order import GOOD, is_older, version_columns, version_from
+from ingestd.store.records import pack, unpack
 from ingestd.store.text import clip, clip_start, from_column, from_optional, to_column
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable, Sequence
 
-    from ingestd.model import DeadLetter, Event, Outcome
+    from ingestd.model import DeadLetter, Event, Outcome, Record
     from ingestd.store.text import Column
 
+_SUPERSEDED = Failure(Stage.SOURCE, "Superseded", "")
+"""Stands for the failure of a parked event that another one took the place of: nobody asks for it."""
 _MESSAGE = 4_096
 _TRACEBACK = 16_384
 
 _PUT = """
     INSERT INTO parked
         (collection, document_id, source, position, op, attempt, first_failed_at, due_at, version, domain,
-         stage, error, message, traceback)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         stage, error, message, traceback, tenure, record, value)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     """
 _TAKE = "DELETE FROM parked WHERE collection = ? AND document_id = ? AND source = ? AND position = ?"
 _OF_DOCUMENT = """
-    SELECT id, source, position, attempt, first_failed_at, version, domain FROM parked
+    SELECT id, source, position, attempt, first_failed_at, version, domain, op FROM parked
     WHERE collection = ? AND document_id = ?
     """
 _SOONEST = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
-           stage, error, message, traceback
+           stage, error, message, traceback, version, domain, tenure, NULL, NULL
     FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
     """
 _DUE = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
-           stage, error, message, NULL
+           stage, error, message, NULL, version, domain, tenure, record, value
     FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
     """
 _DUE_OF = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
-           stage, error, message, NULL, id
+           stage, error, message, NULL, version, domain, tenure, record, value, id
     FROM parked WHERE due_at <= ? AND source = ? AND collection = ? ORDER BY due_at, id LIMIT ?
     """
 
 
-def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
+def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> list[Parked]:
     """Park the event, or take out what its end makes moot.
 
     A record is this event itself if it was brought back from it, with its attempt and first failure, or has the same
@@ -60,11 +63,11 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
     its file has.
 
     Returns:
-        How many other events this superseded.
+        The other events that this superseded, without their failures.
     """
     event = outcome.event
-    superseded = 0
-    for at, source, position, attempt, first_failed_at, number, domain in _of_document(connection, event.key):
+    superseded = []
+    for at, source, position, attempt, first_failed_at, number, domain, op in _of_document(connection, event.key):
         version = version_from(number, domain)
         same_place = source == event.source and from_column(position) == event.position
         itself = same_place and (
@@ -76,7 +79,9 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> int:
         else:
             moot = itself or (outcome.verdict in GOOD and not is_older(event, version, first_failed_at))
         if moot:
-            superseded += not itself
+            if not itself:
+                where = Op(op), source, from_column(position), attempt, first_failed_at
+                superseded.append(Parked(event.key, *where, due_at=now, failure=_SUPERSEDED, version=version))
             connection.execute("DELETE FROM parked WHERE id = ?", (at,))
     if outcome.verdict is Verdict.RETRYING:
         _park(connection, outcome, now)
@@ -106,6 +111,8 @@ def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: 
                 now,
                 *version_columns(letter.version),
                 *failure_columns(letter.failure),
+                "",
+                *_record_columns(letter.record),
             ),
         )
     return added
@@ -129,8 +136,14 @@ def _park(connection: sqlite3.Connection, outcome: Outcome, now: float) -> None:
             now + outcome.wait,
             *version_columns(event.version),
             *failure_columns(outcome.failure),
+            "" if event.lease is None or event.lease.lent else event.lease.id,
+            *_record_columns(event.record),
         ),
     )
+
+
+def _record_columns(record: Record | None) -> tuple[bytes | None, bytes | None]:
+    return (None, None) if record is None else (pack(record), record.value)
 
 
 def place(event: Event) -> tuple[str, str, str, Column]:
@@ -180,7 +193,8 @@ def _turn(record: Sequence[Any]) -> tuple[float, int]:
 
 
 def _parked(record: Sequence[Any]) -> Parked:
-    collection, document_id, op, source, position, attempt, first_failed_at, due_at, *failure = record
+    collection, document_id, op, source, position, attempt, first_failed_at, due_at, *rest = record
+    *failure, number, domain, tenure, packed, value = rest
     return Parked(
         key=DocumentKey(collection, document_id),
         op=Op(op),
@@ -190,6 +204,9 @@ def _parked(record: Sequence[Any]) -> Parked:
         first_failed_at=float(first_failed_at),
         due_at=float(due_at),
         failure=failure_from(*failure),
+        version=version_from(number, domain),
+        record=unpack(packed, value),
+        tenure=tenure,
     )
 
 
@@ -199,11 +216,29 @@ def next_due(connection: sqlite3.Connection) -> float | None:
     return None if due_at is None else float(due_at)
 
 
-def hasten(connection: sqlite3.Connection, now: float) -> int:
-    """Make all parked events due; return how many there are."""
-    connection.execute("UPDATE parked SET due_at = ? WHERE due_at > ?", (now, now))
-    (count,) = connection.execute("SELECT COUNT(*) FROM parked").fetchone()
-    return int(count)
+def hasten(connection: sqlite3.Connection, now: float, source: str | None, positions: Collection[str] | None) -> int:
+    """Make parked events due, all or some of a source; return how many there are."""
+    if source is None:
+        connection.execute("UPDATE parked SET due_at = ? WHERE due_at > ?", (now, now))
+        (count,) = connection.execute("SELECT COUNT(*) FROM parked").fetchone()
+        return int(count)
+    query = "UPDATE parked SET due_at = MIN(due_at, ?) WHERE source = ? AND (? OR position = ?)"
+    places: Iterable[str] = ("",) if positions is None else positions
+    everything = positions is None
+    return sum(connection.execute(query, (now, source, everything, to_column(at))).rowcount for at in places)
+
+
+def withdraw(connection: sqlite3.Connection, source: str, tenures: Collection[str] | None) -> list[DocumentKey]:
+    """Remove a source's events that were parked under these leases, or under any; return what they were about."""
+    query = (
+        "DELETE FROM parked WHERE source = ? AND tenure <> '' AND (? OR tenure = ?) RETURNING collection, document_id"
+    )
+    wanted: Iterable[str] = ("",) if tenures is None else tenures
+    return [
+        DocumentKey(collection, document_id)
+        for tenure in wanted
+        for collection, document_id in connection.execute(query, (source, tenures is None, tenure)).fetchall()
+    ]
 
 
 def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:

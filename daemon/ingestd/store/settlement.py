@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-    from ingestd.model import Fingerprints, Outcome
+    from ingestd.model import Fingerprints, Outcome, Parked
 
 
 def settle(
@@ -37,7 +37,8 @@ def settle(
         ValueError: An outcome lacks what its verdict needs.
     """
     letters = dead_letters.Settlement(connection, limits, now)
-    superseded = mended = 0
+    superseded: list[Parked] = []
+    mended = 0
     for outcome in outcomes:
         fingerprint = fingerprints[outcome.event.key.collection]
         if outcome.entry is not None:
@@ -46,4 +47,4 @@ def settle(
         superseded += retries.settle(connection, outcome, now)
         mended += letters.settle(outcome, fingerprint)
     letters.check()
-    return Settled(superseded=superseded, mended=mended)
+    return Settled(superseded=len(superseded), mended=mended, replaced=tuple(superseded))

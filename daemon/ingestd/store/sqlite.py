@@ -334,9 +334,24 @@ class SqliteStore:
         with self._readers.lease() as connection:
             return retries.soonest(connection, float("inf"), limit)
 
-    def hasten(self, now: float) -> int:
-        """Make all parked events due now; return how many there are."""
-        return self._write(partial(retries.hasten, now=now))
+    def hasten(self, now: float, source: str | None = None, positions: Collection[str] | None = None) -> int:
+        """Make parked events due now; return how many there are.
+
+        Args:
+            now: Seconds since 1970.
+            source: Only those of this source; None: all.
+            positions: Only those of these positions of the source; None: all.
+        """
+        return self._write(partial(retries.hasten, now=now, source=source, positions=positions))
+
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[DocumentKey]:
+        """Remove a source's events that were parked under these leases; return what they were about.
+
+        Args:
+            source: The source.
+            tenures: The leases' ids; None: all that were parked under any.
+        """
+        return self._write(partial(retries.withdraw, source=source, tenures=tenures))
 
     def dead_letters(self, ids: Sequence[int] | None = None, *, data: bool = True) -> Iterator[DeadLetter]:
         """Yield dead letters, oldest first.
@@ -380,7 +395,7 @@ class SqliteStore:
             added: Counter[str] = Counter()
             for at in range(0, len(wanted), _LETTERS):
                 part = wanted[at : at + _LETTERS]
-                letters = dead_letters.some(connection, part, data=False)
+                letters = dead_letters.some(connection, part, data=True)
                 added.update(retries.requeue(connection, letters, self._clock.time()))
                 for letter in letters:
                     seens.wait(connection, letter.source, letter.key.document_id, letter.key.collection)

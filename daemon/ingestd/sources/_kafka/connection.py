@@ -1,0 +1,162 @@
+"""The consumer of kafka-python, set up as this daemon needs it, and what it knows of its place in the group.
+
+Owns every look behind the client's public face. There are three: when a heartbeat was answered, the topics' ids, and
+sleeping in its event loop; ``pyproject.toml`` holds the client to the minor version that they were read in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kafka import KafkaConsumer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
+from kafka.structs import MemberState
+
+from ingestd.errors import UnavailableError
+from ingestd.sources._kafka.errors import raise_if_refused, told
+from ingestd.sources._kafka.preflight import preflight
+from ingestd.sources._kafka.security import client_options
+from ingestd.sources._kafka.tenure import boot_time
+
+if TYPE_CHECKING:
+    from ingestd.sources.kafka import Config
+
+BOOTSTRAP_SECONDS = 5.0
+"""Seconds for the first answer of a broker: beyond it the source says that it is away, and tries again."""
+METADATA_SECONDS = 30.0
+"""Seconds after which topics are looked at again: new ones, and partitions that were added."""
+OWN = frozenset(
+    {
+        "allow_auto_create_topics",
+        "auto_commit_interval_ms",
+        "auto_offset_reset",
+        "bootstrap_servers",
+        "default_offset_commit_callback",
+        "enable_auto_commit",
+        "group_id",
+        "group_instance_id",
+        "isolation_level",
+        "kafka_client",
+        "key_deserializer",
+        "metric_reporters",
+        "partition_assignment_strategy",
+        "security_protocol",
+        "selector",
+        "socket_options",
+        "value_deserializer",
+    }
+)
+"""Client options that cannot be passed on: they have keys of their own here, or no value that TOML can say."""
+
+
+def passed_on() -> frozenset[str]:
+    """Return the names of the client options that a configuration may set."""
+    known = KafkaConsumer.DEFAULT_CONFIG.keys() - OWN
+    return frozenset(name for name in known if not name.startswith(("ssl_", "sasl_")))
+
+
+def options(name: str, config: Config) -> dict[str, Any]:
+    """Return the client's options for a member of the group."""
+    chosen: dict[str, Any] = {
+        "client_id": f"ingestd-{name}",
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
+        "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
+        **config.consumer,
+    }
+    session = chosen.get("session_timeout_ms")
+    if session is not None:
+        chosen.setdefault("heartbeat_interval_ms", min(3000, int(session) // 3))
+    if config.assignment == "cooperative":
+        chosen["partition_assignment_strategy"] = [CooperativeStickyAssignor]
+    if config.group_instance_id is not None:
+        chosen["group_instance_id"] = config.group_instance_id
+    return {
+        **chosen,
+        **base_options(config),
+        "group_id": config.group_id,
+        "isolation_level": config.isolation,
+        # Where nothing is committed ``start`` decides; where what is committed is gone, the next that is there.
+        "auto_offset_reset": "earliest",
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+    }
+
+
+def base_options(config: Config) -> dict[str, Any]:
+    """Return the options that every client of these brokers needs."""
+    return {"bootstrap_servers": list(config.bootstrap_servers), **client_options(config.tls, config.sasl)}
+
+
+def connect(name: str, config: Config) -> KafkaConsumer:
+    """Return a consumer that has reached a broker.
+
+    Raises:
+        ConfigError: The brokers refuse us, or an option is wrong.
+        UnavailableError: No broker answers.
+    """
+    chosen = options(name, config)
+    try:
+        return KafkaConsumer(**chosen)
+    except (KafkaError, OSError) as error:
+        raise_if_refused(name, error)
+        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
+        servers = ", ".join(config.bootstrap_servers)
+        raise UnavailableError(f"kafka:{name}", f"no broker answers at {servers}: {told(error)}") from error
+
+
+class Group:
+    """What a consumer knows of its place in the group (``tenure.Membership``). Safe to call from any thread."""
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+        self.session_seconds = consumer.config["session_timeout_ms"] / 1000
+        self._heard_at: float | None = None
+        self._lock = threading.Lock()
+        # The client tells nobody when a heartbeat was answered, and its own note is on a clock that stands still
+        # while the machine sleeps.
+        beats = consumer._coordinator.heartbeat  # noqa: SLF001 - see above
+        answered = beats.received_heartbeat
+
+        def received_heartbeat() -> None:
+            answered()
+            # The group counts from when it got the heartbeat: not before it was sent.
+            self._hear(boot_time() - (time.monotonic() - beats.last_send))
+
+        beats.received_heartbeat = received_heartbeat
+
+    def joined(self) -> None:
+        """Take note that the group has just given us our part."""
+        self._hear(boot_time())
+
+    def rebalancing(self) -> bool:
+        """Return whether the group is deciding who owns what."""
+        return bool(self._consumer.group_metadata().state == MemberState.REBALANCING)
+
+    def generation(self) -> int:
+        """Return the number of the group's last rebalance; -1: we are not in the group."""
+        return int(self._consumer.group_metadata().generation_id)
+
+    def heartbeat_age(self) -> float | None:
+        """Return the seconds since a heartbeat was answered; None: we are not in the group."""
+        heard = self._heard_at
+        return None if heard is None or self.generation() < 0 else boot_time() - heard
+
+    def _hear(self, at: float) -> None:
+        with self._lock:
+            self._heard_at = at if self._heard_at is None else max(self._heard_at, at)
+
+
+def domain_of(consumer: KafkaConsumer, topic: str, partition: int) -> str:
+    """Return what offsets of a partition compare within: another cluster, or a topic made anew, is another one."""
+    cluster = consumer._cluster  # noqa: SLF001 - nothing else says a topic's id
+    topic_id = cluster.topic_id(topic)
+    known = str(topic_id) if topic_id is not None and topic_id.int else topic
+    return f"kafka:{cluster.cluster_id or '-'}/{known}/{partition}"
+
+
+async def pause_loop(consumer: KafkaConsumer, seconds: float) -> None:
+    """Sleep in the client's event loop, where its heartbeats go on meanwhile."""
+    await consumer._net.sleep(seconds)  # noqa: SLF001 - it has a loop of its own, not asyncio's

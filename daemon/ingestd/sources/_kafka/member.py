@@ -1,0 +1,288 @@
+"""A member of a consumer group: the one thread that owns the consumer.
+
+A turn of its loop polls, takes note of what was settled, hands in what there is room for, and commits watermarks. It
+never waits for anything but a poll: while the pipeline is full all partitions are paused and polling goes on, so that
+the group does not take a slow model for a dead member. (Pausing some partitions only was turned down: the client can
+then keep back records of the others for good.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from kafka.errors import KafkaError
+
+from ingestd.errors import Stopped, UnavailableError
+from ingestd.model import Verdict
+from ingestd.sources._kafka.backlog import Backlog
+from ingestd.sources._kafka.connection import connect
+from ingestd.sources._kafka.errors import raise_if_refused, told
+from ingestd.sources._kafka.parking import Parking
+from ingestd.sources._kafka.rebalance import Seat
+from ingestd.sources._kafka.start import place
+from ingestd.sources._kafka.view import PartitionView, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from kafka.structs import TopicPartition
+
+    from ingestd.model import Event, Outcome
+    from ingestd.ports import Clock, Intake
+    from ingestd.sources._kafka.holdings import Holdings
+    from ingestd.sources._kafka.tenure import Tenure
+    from ingestd.sources.kafka import Config
+
+IDLE_MS = 200.0
+"""The longest poll with nothing to do: outcomes are taken note of between polls."""
+BUSY_MS = 10.0
+"""The longest poll while something waits for room."""
+RETRY_SECONDS = 1.0
+"""After a poll that failed, or a broker that did not answer."""
+REBUILD_AFTER = 30
+"""Polls that failed in a row, after which the consumer is made anew."""
+
+log = structlog.get_logger(__name__)
+
+
+class Member:
+    """A member of the group.
+
+    Args:
+        name: The source's name.
+        config: The settings.
+        clock: The daemon's.
+        event_of: Makes an event of a record.
+    """
+
+    def __init__(self, name: str, config: Config, clock: Clock, event_of: Callable[[Any, Tenure], Event]) -> None:
+        self._name = name
+        self._config = config
+        self._clock = clock
+        self._backlog = Backlog(event_of)
+        self._parking = Parking(name, config.max_lag, config.max_parked_seconds)
+        self._notices: deque[Outcome] = deque()
+        self._seat: Seat | None = None
+        self._again: set[TopicPartition] = set()
+        self._paused = False
+        self._failures = 0
+        self.view = View(since=clock.monotonic())
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of outcomes, for the consumer's thread. Safe to call from any thread."""
+        self._notices.extend(outcomes)
+
+    def tenure(self, tenure_id: str) -> Tenure | None:
+        """Return a tenure that goes on. Safe to call from any thread."""
+        seat = self._seat
+        return None if seat is None else seat.holdings.known(tenure_id)
+
+    def is_expired(self, position: str) -> bool:
+        """Return whether a parked record gets no further try. Safe to call from any thread."""
+        return position in self._parking.expired
+
+    def heartbeat(self) -> tuple[float | None, float | None]:
+        """Return the seconds since the group answered, and how long it waits for us. Safe to call from any thread."""
+        seat = self._seat
+        return (None, None) if seat is None else (seat.group.heartbeat_age(), seat.group.session_seconds)
+
+    def run(self, intake: Intake, *, once: bool) -> None:
+        """Consume until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
+        seat = None
+        try:
+            seat = self._open(intake)
+            while not (once and self._is_worked_off(seat)):
+                seat = self._turn(seat, intake)
+                intake.wait(0)
+        except Stopped:
+            if seat is not None:
+                self._drain(seat, intake)
+            raise
+        finally:
+            self._close(seat)
+
+    def _open(self, intake: Intake) -> Seat:
+        """Reach the brokers, however long that takes, and ask for partitions."""
+        while True:
+            try:
+                consumer = connect(self._name, self._config)
+            except UnavailableError as error:
+                self._trouble(str(error))
+                self._parking.withdraw(intake, set())
+                intake.wait(RETRY_SECONDS)
+            else:
+                break
+        seat = Seat(self._name, consumer, self._config, self._take_note)
+        self._failures = 0
+        self._well()
+        seat.subscribe()
+        self._seat = seat
+        log.info("consuming", source=self._name, group=self._config.group_id, assignment=self._config.assignment)
+        return seat
+
+    def _turn(self, seat: Seat, intake: Intake) -> Seat:
+        """Go round once; return the seat, which may be another one after failures without end."""
+        try:
+            records = seat.consumer.poll(timeout_ms=BUSY_MS if len(self._backlog) else IDLE_MS)
+        except (KafkaError, OSError) as error:
+            return self._failed(seat, error, intake)
+        if self._failures:
+            self._failures = 0
+            self._well()
+        now = self._clock.monotonic()
+        self._take_note(seat.holdings)
+        self._take(seat, records, now)
+        self._parking.withdraw(intake, seat.holdings.ended)
+        self._place(seat)
+        self._backlog.hand_in(intake)
+        self._steer(seat)
+        if seat.gate.holds():
+            seat.commits.when_due(now)
+            seat.ends.look([tenure.partition for tenure in seat.holdings.tenures()], now)
+        self._parking.unstick(seat.holdings.tenures(), intake, now)
+        self._show(seat, now)
+        return seat
+
+    def _failed(self, seat: Seat, error: Exception, intake: Intake) -> Seat:
+        """Judge a poll that failed: end, or wait a little, or begin with another consumer."""
+        if seat.failed is not None:
+            raise seat.failed from error
+        raise_if_refused(self._name, error)
+        self._failures += 1
+        self._trouble(f"reading fails: {told(error)}")
+        self._take_note(seat.holdings)
+        self._parking.withdraw(intake, seat.holdings.ended)
+        intake.wait(RETRY_SECONDS)
+        if self._failures < REBUILD_AFTER:
+            return seat
+        log.warning("the consumer is made anew", source=self._name, failures=self._failures)
+        self._close(seat)
+        self._parking.withdraw(intake, seat.holdings.ended)
+        return self._open(intake)
+
+    def _take(self, seat: Seat, records: Mapping[TopicPartition, Sequence[Any]], now: float) -> None:
+        for partition, found in records.items():
+            tenure = seat.holdings.of(partition)
+            if tenure is None:
+                continue  # taken from us in this very poll
+            seat.ends.moved(partition, now)
+            for record in found:
+                if not tenure.tracker.take(record.offset, now):
+                    log.warning("a partition begins anew", partition=str(partition), offset=record.offset)
+                    tenure = seat.holdings.anew(partition)
+                    tenure.tracker.take(record.offset, now)
+                self._backlog.put(record, tenure)
+
+    def _take_note(self, holdings: Holdings) -> None:
+        """Bring the trackers up to date with what was settled."""
+        while self._notices:
+            self._note(self._notices.popleft(), holdings)
+        for partition in self._again:
+            if holdings.of(partition) is not None:
+                log.info("read again from its watermark", source=self._name, partition=str(partition))
+                holdings.again(partition)
+        self._again.clear()
+
+    def _note(self, outcome: Outcome, holdings: Holdings) -> None:
+        event = outcome.event
+        if event.record is None:  # it was parked, and another event took its place
+            self._parking.done(event.position)
+            return
+        if event.lease is None or event.lease.lent:
+            return
+        tenure, offset = holdings.known(event.lease.id), event.record.offset
+        if tenure is None:
+            if outcome.verdict is Verdict.RETRYING:  # parked in the very moment in which its tenure ended
+                holdings.ended.add(event.lease.id)
+        elif outcome.verdict is Verdict.RETRYING:
+            self._parking.park(event.position, tenure, offset)
+        elif outcome.verdict is Verdict.RETURNED:
+            self._again.add(tenure.partition)
+        else:
+            self._parking.done(event.position)
+            tenure.tracker.done(offset)
+
+    def _place(self, seat: Seat) -> None:
+        """Seek to where partitions begin that are newly held, where that is not the earliest record."""
+        if self._config.start == "earliest":
+            seat.holdings.placed.clear()
+        for partition in list(seat.holdings.placed):
+            try:
+                offset = place(seat.consumer, partition, self._config.start)
+            except KafkaError as error:
+                raise_if_refused(self._name, error)
+                self._trouble(f"{partition.topic}/{partition.partition} cannot be placed: {told(error)}")
+                self._failures += 1  # so that the next turn without one says that all is well
+                return
+            if offset is not None:
+                log.info("begins", source=self._name, partition=str(partition), offset=offset)
+            seat.holdings.placed.discard(partition)
+
+    def _steer(self, seat: Seat) -> None:
+        """Pause while something waits, or while nothing that is read could be written."""
+        behind = any(tenure.tracker.lag > self._config.max_lag for tenure in seat.holdings.tenures())
+        wait = bool(len(self._backlog) or seat.holdings.placed or behind or not seat.gate.holds())
+        if wait:
+            seat.consumer.pause(*seat.consumer.assignment())
+        elif self._paused:
+            seat.consumer.resume(*seat.consumer.paused())
+        self._paused = wait
+
+    def _is_worked_off(self, seat: Seat) -> bool:
+        """Return whether all that was there when each partition was first looked at is settled."""
+        if not len(seat.holdings) or seat.holdings.placed or len(self._backlog) or not seat.gate.holds():
+            return False
+        now = self._clock.monotonic()
+        return all(seat.ends.is_worked_off(tenure, now) for tenure in seat.holdings.tenures())
+
+    def _show(self, seat: Seat, now: float) -> None:
+        partitions = tuple(
+            PartitionView(
+                tenure.partition,
+                seat.ends.of(tenure.partition),
+                tenure.tracker.watermark,
+                0.0 if tenure.tracker.oldest is None else now - tenure.tracker.oldest[1],
+            )
+            for tenure in seat.holdings.tenures()
+        )
+        self.view = replace(
+            self.view,
+            since=self.view.since if bool(partitions) == bool(self.view.partitions) else now,
+            partitions=partitions,
+            waits_for=self._backlog.waits_for,
+            rebalances=seat.rebalances,
+            refused_commits=seat.commits.refused,
+            paused=self._paused,
+        )
+
+    def _trouble(self, reason: str) -> None:
+        if self.view.trouble is None:
+            log.warning("the brokers are away; trying again", source=self._name, reason=reason)
+        self.view = replace(self.view, trouble=reason)
+
+    def _well(self) -> None:
+        if self.view.trouble is not None:
+            log.info("the brokers are back", source=self._name)
+        self.view = replace(self.view, trouble=None)
+
+    def _drain(self, seat: Seat, intake: Intake) -> None:
+        """Stay in the group until what was begun is settled, so that it counts."""
+        with suppress(KafkaError, OSError):
+            while not intake.drained(0.05):
+                seat.consumer.pause(*seat.consumer.assignment())
+                seat.consumer.poll(timeout_ms=0)
+                self._take_note(seat.holdings)
+                if seat.gate.holds():
+                    seat.commits.when_due(self._clock.monotonic())
+
+    def _close(self, seat: Seat | None) -> None:
+        self._seat = None
+        if seat is not None:
+            self._take_note(seat.holdings)
+            seat.close()
+            now = self._clock.monotonic()
+            self.view = replace(self.view, partitions=(), since=now if self.view.partitions else self.view.since)

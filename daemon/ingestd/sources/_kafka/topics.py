@@ -1,0 +1,148 @@
+"""What is asked of the brokers beside consuming: are topics there, make them, read one record again."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import TopicPartition
+
+from ingestd.errors import ConfigError, UnavailableError
+from ingestd.model import Check
+from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, connect
+from ingestd.sources._kafka.errors import raise_if_refused, told
+from ingestd.sources._kafka.events import record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingestd.model import Record
+    from ingestd.ports import Intake
+    from ingestd.sources.kafka import Config
+
+READ_MS = 10_000.0
+"""For a record that is read again."""
+_RETRY_SECONDS = 2.0
+_POSITION = re.compile(r"(?P<topic>.+)/(?P<partition>\d+)@(?P<offset>\d+)")
+
+log = structlog.get_logger(__name__)
+
+
+def probe(name: str, config: Config) -> Iterator[Check]:
+    """Yield whether the brokers answer and the topics are there. Joins no group, and changes nothing."""
+    servers = ", ".join(config.bootstrap_servers)
+    try:
+        consumer = connect(name, config)
+    except (ConfigError, UnavailableError) as error:
+        yield Check(
+            f"{name}:broker", ok=False, detail=str(error), cure=f"see to the brokers at {servers}, or to the keys"
+        )
+        return
+    with closing(consumer):
+        yield Check(f"{name}:broker", ok=True, detail=f"{servers} answer")
+        try:
+            yield from _topics(name, config, consumer)
+        except KafkaError as error:
+            with suppress(ConfigError):
+                raise_if_refused(name, error)
+            yield Check(f"{name}:topics", ok=False, detail=told(error), cure="see to the brokers, and to our rights")
+
+
+def _topics(name: str, config: Config, consumer: KafkaConsumer) -> Iterator[Check]:
+    there = consumer.topics()
+    wanted = config.topics
+    if config.topic_pattern is not None:
+        pattern = re.compile(config.topic_pattern)
+        wanted = tuple(sorted(topic for topic in there if pattern.match(topic)))
+        if not wanted:
+            detail = f"no topic matches {config.topic_pattern} yet; one that comes is read"
+            yield Check(f"{name}:topics", ok=True, detail=detail)
+    letters = () if config.dead_letter_topic is None else (config.dead_letter_topic,)
+    for topic in (*wanted, *letters):
+        partitions = consumer.partitions_for_topic(topic) if topic in there else set()
+        if partitions:
+            yield Check(f"{name}:topic:{topic}", ok=True, detail=f"{len(partitions)} partitions")
+        elif config.missing_topics == "create" and topic not in letters:
+            yield Check(f"{name}:topic:{topic}", ok=True, detail="is not there, and will be created")
+        else:
+            cure = "create it, or set missing_topics = 'create'" if topic not in letters else "create it"
+            yield Check(f"{name}:topic:{topic}", ok=False, detail="there is no such topic", cure=cure)
+
+
+def create_missing(name: str, config: Config, intake: Intake) -> None:
+    """Create the topics that are not there, however long it takes to reach a broker.
+
+    Raises:
+        ConfigError: The brokers refuse it.
+        Stopped: The daemon is stopping.
+    """
+    told_of = False
+    while True:
+        try:
+            create(name, config, config.topics)
+        except UnavailableError as error:
+            if not told_of:
+                log.warning("topics cannot be looked at yet", source=name, error=str(error))
+            told_of = True
+            intake.wait(_RETRY_SECONDS)
+        else:
+            return
+
+
+def create(name: str, config: Config, topics: tuple[str, ...]) -> None:
+    """Create those of these topics that are not there.
+
+    Raises:
+        ConfigError: The brokers refuse it.
+        UnavailableError: No broker answers.
+    """
+    try:
+        admin = KafkaAdminClient(
+            client_id=f"ingestd-{name}", bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000), **base_options(config)
+        )
+        with closing(admin):
+            missing = [topic for topic in topics if topic not in admin.list_topics()]
+            new = config.new_topics
+            for topic in missing:
+                wish = NewTopic(name=topic, num_partitions=new.partitions, replication_factor=new.replication_factor)
+                with suppress(TopicAlreadyExistsError):  # another member was first
+                    admin.create_topics([wish])
+                    log.info("topic created", topic=topic, partitions=new.partitions)
+    except (KafkaError, OSError) as error:
+        raise_if_refused(name, error)
+        raise UnavailableError(f"kafka:{name}", f"topics cannot be created: {told(error)}") from error
+
+
+def read_again(name: str, config: Config, position: str) -> Record | None:
+    """Return the record at a position, or None if it is not there any more.
+
+    Raises:
+        UnavailableError: No broker answers.
+    """
+    found = _POSITION.fullmatch(position)
+    if found is None:
+        return None
+    partition, offset = TopicPartition(found["topic"], int(found["partition"])), int(found["offset"])
+    try:
+        consumer = KafkaConsumer(
+            client_id=f"ingestd-{name}-again",
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
+            **base_options(config),
+        )
+        with closing(consumer):
+            consumer.assign([partition])
+            consumer.seek(partition, offset)
+            records = consumer.poll(timeout_ms=READ_MS, max_records=1).get(partition, [])
+    except (KafkaError, OSError) as error:
+        raise UnavailableError(f"kafka:{name}", f"{position} cannot be read again: {told(error)}") from error
+    if not records or records[0].offset != offset:
+        return None
+    return record_of(records[0])

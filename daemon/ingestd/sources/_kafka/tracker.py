@@ -1,0 +1,74 @@
+"""Which of a partition's records are done: a commit may only pass those.
+
+Kafka remembers one number for a partition, and records end in any order: what is committed is the offset below which
+all are done (the watermark). The base is the first offset received; offsets that never came (compaction, transaction
+markers) count as done. Keeping done offsets and merging ranges was turned down: what is not done yet is few, what is
+done is many.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+
+class Tracker:
+    """The records of one partition under one lease. Not safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[int, float] = OrderedDict()
+        """Taken and not done, in the order of their offsets, with when they were taken."""
+        self._parked: set[int] = set()
+        self._next: int | None = None
+        """The offset after the last one taken."""
+
+    @property
+    def next(self) -> int | None:
+        """The offset after the last record taken; None: none was."""
+        return self._next
+
+    @property
+    def watermark(self) -> int | None:
+        """The offset below which all is done: what may be committed; None: nothing was received yet."""
+        return next(iter(self._open), self._next)
+
+    @property
+    def lag(self) -> int:
+        """The number of offsets from the watermark to the last record taken."""
+        return 0 if self._next is None else self._next - (self.watermark or 0)
+
+    @property
+    def open(self) -> int:
+        """The number of records that were taken and are not done."""
+        return len(self._open)
+
+    @property
+    def oldest(self) -> tuple[int, float] | None:
+        """The first record that is not done, and when it was taken; None: all are done."""
+        return next(iter(self._open.items()), None)
+
+    def take(self, offset: int, now: float) -> bool:
+        """Take note of a record that was received.
+
+        Returns:
+            False where the offset is not after the last one: the partition is another one by the same name, or was
+            read again from an earlier place, and needs a tracker of its own.
+        """
+        if self._next is not None and offset < self._next:
+            return False
+        self._open[offset] = now
+        self._next = offset + 1
+        return True
+
+    def park(self, offset: int) -> None:
+        """Take note of a record that waits for its next try."""
+        if offset in self._open:
+            self._parked.add(offset)
+
+    def is_parked(self, offset: int) -> bool:
+        """Return whether a record waits for its next try."""
+        return offset in self._parked
+
+    def done(self, offset: int) -> None:
+        """Take note of a record that ended. One that is not known changes nothing."""
+        self._open.pop(offset, None)
+        self._parked.discard(offset)

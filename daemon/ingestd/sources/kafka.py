@@ -1,0 +1,310 @@
+"""Kafka topics: records are events of documents, in order for each document, and committed when they are done.
+
+The work is in ``_kafka``: ``member`` is the loop of the thread that owns the consumer, ``holdings`` what becomes of
+partitions in a rebalance, ``tenure`` what allows a record to be written, ``tracker`` what may be committed;
+``_values`` reads the records. Several daemons with one configuration are one group, and share the partitions.
+
+A parked record stays uncommitted: the copy in the retry queue is a cache, withdrawn when its partition goes to another
+member, who gets it from the topic. So a document's record is never lost with a member's disk, and never done twice
+for good.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ingestd.errors import ConfigError, UnavailableError
+from ingestd.model import Check, Event, Failure, Parked, Stage
+from ingestd.sources._kafka.events import event_of, record_of
+from ingestd.sources._kafka.security import SaslConfig, TlsConfig  # noqa: TC001 - pydantic reads the annotations
+from ingestd.sources._kafka.start import Start  # noqa: TC001 - pydantic reads the annotation
+from ingestd.sources._values.config import JsonFormat, SchemaRegistry, ValueFormat, decoder
+from ingestd.sources._values.decoded import ValueLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingestd.metrics import SourceMetrics
+    from ingestd.model import DeadLetter, Outcome, Record
+    from ingestd.ports import Intake, LetterTopic, SourceScope
+    from ingestd.sources._kafka.tenure import Tenure
+
+SILENCE = 20.0
+"""Seconds without an answer of the group after which the brokers count as away."""
+
+
+class NewTopics(BaseModel):
+    """What topics that are not there are made with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    partitions: int = Field(1, ge=1, description="Partitions of a topic.")
+    replication_factor: int = Field(-1, ge=-1, description="Copies of each; -1: the brokers' own default.")
+
+
+class Config(BaseModel):
+    """Topics whose records are events of documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shared: ClassVar[bool] = True
+    """Several daemons may run it at once: what it fed may have been written by any of them."""
+
+    bootstrap_servers: tuple[str, ...] = Field(min_length=1, description="HOST:PORT of some brokers.")
+    collection: str = Field(min_length=1, description="The collection that the documents go to.")
+    topics: tuple[str, ...] = Field((), description="The topics.")
+    topic_pattern: str | None = Field(None, description="In place of topics: a regular expression for their names.")
+    group_id: str = Field(min_length=1, description="The consumer group: its members share the partitions.")
+    group_instance_id: str | None = Field(
+        None, min_length=1, description="Makes this a static member: one that may be away for a session time-out."
+    )
+    start: Start = Field(
+        "earliest",
+        description='Where a group begins: earliest, latest, a time (RFC 3339), or offsets ({"topic/0" = 5}).',
+    )
+    format: ValueFormat = Field(JsonFormat(), description="How records are read.")
+    id_from: Literal["auto", "value", "key"] = Field(
+        "auto", description="Where ids are: auto refuses a value's id and a key that differ."
+    )
+    schema_registry: SchemaRegistry | None = Field(None, description="For formats whose schemas are in one.")
+    max_value_bytes: int = Field(8 * 1024 * 1024, ge=1, description="The largest value; a larger one is refused.")
+    assignment: Literal["eager", "cooperative"] = Field(
+        "eager", description="How partitions move: all are given out anew, or only those that move."
+    )
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed", description="Whether records of transactions that were aborted are left out."
+    )
+    missing_topics: Literal["wait", "create"] = Field("wait", description="What is done about topics not there.")
+    new_topics: NewTopics = Field(NewTopics(), description="What topics are created with.")
+    commit_seconds: float = Field(1.0, gt=0, le=60, description="Seconds between two commits.")
+    max_lag: int = Field(
+        20_000, ge=1, description="The most offsets of a partition from the first that is not done to the last taken."
+    )
+    max_parked_seconds: float = Field(
+        7200.0, gt=0, description="How long a record may be tried again before it is a dead letter whatever is left."
+    )
+    grace_seconds: float = Field(60.0, gt=0, description="How long having no partition is no fault.")
+    tls: TlsConfig | None = Field(None, description="TLS to the brokers.")
+    sasl: SaslConfig | None = Field(None, description="Credentials for the brokers.")
+    dead_letter_topic: str | None = Field(
+        None, min_length=1, description="A topic that dead letters go to, in place of the state."
+    )
+    consumer: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Options of kafka-python's consumer, such as session_timeout_ms."
+    )
+
+    @field_validator("topic_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from error
+        return pattern
+
+    @field_validator("consumer")
+    @classmethod
+    def _passed_on(cls, options: dict[str, Any]) -> dict[str, Any]:
+        from ingestd.sources._kafka.connection import OWN, passed_on  # noqa: PLC0415 - imports the client
+
+        for name in options:
+            if name.startswith(("ssl_", "sasl_")) or name in OWN:
+                raise ValueError(f"{name} has a key of its own, or cannot be set")
+            if name not in passed_on():
+                raise ValueError(f"kafka-python has no option {name}; known: {', '.join(sorted(passed_on()))}")
+        return options
+
+    @model_validator(mode="after")
+    def _topics_or_pattern(self) -> Config:
+        if bool(self.topics) == (self.topic_pattern is not None):
+            raise ValueError("name topics, or a topic_pattern for them")
+        if self.missing_topics == "create" and not self.topics:
+            raise ValueError("missing_topics = 'create' needs topics: a pattern names none")
+        if self.dead_letter_topic is not None and self.dead_letter_topic in self.topics:
+            raise ValueError(f"dead_letter_topic: {self.dead_letter_topic} is read too, and would feed itself")
+        return self
+
+    def build(self, name: str, scope: SourceScope) -> KafkaSource:
+        """Return the source. Nothing is connected before ``run``."""
+        return KafkaSource(name, self, scope)
+
+
+class KafkaSource:
+    """The source. See the module for how it works, and ``ports.Source`` for what each method promises.
+
+    Args:
+        name: The source's name.
+        config: The settings.
+        scope: What a source may know of the rest.
+    """
+
+    def __init__(self, name: str, config: Config, scope: SourceScope) -> None:
+        from ingestd.sources._kafka.member import Member  # noqa: PLC0415 - imports the client
+
+        self.name = name
+        self.collection = config.collection
+        self._config = config
+        self._clock = scope.clock
+        limits = ValueLimits(max_value_bytes=config.max_value_bytes, max_bytes=scope.max_bytes)
+        registry = config.schema_registry
+        self._registry = None if registry is None else registry.build(name, scope.clock)
+        self._decoder = decoder(
+            config.format, id_from=config.id_from, source=name, limits=limits, registry=self._registry
+        )
+        self._member = Member(name, config, scope.clock, self._live)
+        self._exported = self._member.view
+
+    def run(self, intake: Intake, *, once: bool) -> None:
+        """Hand in events until ``intake`` raises Stopped, or, with ``once``, what is there now, until it is settled."""
+        from ingestd.sources._kafka.topics import create_missing  # noqa: PLC0415 - imports the client
+
+        if self._config.missing_topics == "create":
+            create_missing(self.name, self._config, intake)
+        try:
+            self._member.run(intake, once=once)
+        finally:
+            self._decoder.close()
+            if self._registry is not None:
+                self._registry.close()
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of outcomes, for the consumer's thread."""
+        self._member.settled(outcomes)
+
+    def revive(self, parked: Parked | DeadLetter) -> Event | None:
+        """Return the event of a record, made from the copy that was kept of it, or read again from its topic.
+
+        Raises:
+            UnavailableError: Its partition was given back just now, or a broker or the registry does not answer.
+        """
+        from ingestd.sources._kafka.tenure import Loan  # noqa: PLC0415 - beside the client
+
+        tenure_id = parked.tenure if isinstance(parked, Parked) else ""
+        tenure = self._member.tenure(tenure_id) if tenure_id else None
+        if tenure_id and tenure is None:
+            raise UnavailableError(f"kafka:{self.name}", f"{parked.position} is not ours any more")
+        record = parked.record or self._read_again(parked.position)
+        if record is None:
+            return self._gone(parked)
+        expired = tenure is not None and self._member.is_expired(parked.position)
+        event = event_of(
+            record,
+            self._decoder,
+            source=self.name,
+            collection=self.collection,
+            domain=tenure.domain if tenure is not None else "",
+            lease=tenure if tenure is not None else Loan(),
+            attempt=parked.attempt if isinstance(parked, Parked) else 1,
+            first_failed_at=parked.first_failed_at,
+            failure=parked.failure if expired else None,
+        )
+        return event if tenure is not None or parked.version is None else _versioned(event, parked)
+
+    def checks(self) -> Sequence[Check]:
+        """Say how the source is."""
+        return [self._check_broker(), self._check_partitions(), *self._check_registry()]
+
+    def probe(self) -> Sequence[Check]:
+        """Say whether the source could start. Changes nothing."""
+        from ingestd.sources._kafka.topics import probe  # noqa: PLC0415 - imports the client
+
+        checks = list(probe(self.name, self._config))
+        return checks if self._registry is None else [*checks, self._registry.check()]
+
+    def export(self, metrics: SourceMetrics) -> None:
+        """Bring the source's metrics up to date."""
+        now, last = self._member.view, self._exported
+        kafka, source = metrics.kafka, self.name
+        kafka.partitions.labels(source=source).set(len(now.partitions))
+        kafka.paused.labels(source=source).set(now.paused)
+        kafka.rebalances.labels(source=source).inc(now.rebalances - last.rebalances)
+        kafka.refused_commits.labels(source=source).inc(now.refused_commits - last.refused_commits)
+        for held in now.partitions:
+            labels = (source, held.partition.topic, str(held.partition.partition))
+            kafka.watermark_age_seconds.labels(*labels).set(held.oldest_seconds)
+            if held.lag is not None:
+                kafka.lag.labels(*labels).set(held.lag)
+        for gone in {one.partition for one in last.partitions} - {one.partition for one in now.partitions}:
+            for gauge in (kafka.lag, kafka.watermark_age_seconds):
+                with suppress(KeyError):
+                    gauge.remove(source, gone.topic, str(gone.partition))
+        self._exported = now
+
+    def absent(self) -> frozenset[str]:
+        """Refuse: a topic says itself what is deleted."""
+        raise ConfigError(f"sources.{self.name}: a Kafka source holds no deletes back: its topic says what is deleted")
+
+    def confirm(self) -> int:
+        """Return that nothing was held."""
+        return 0
+
+    def letter_topic(self) -> LetterTopic | None:
+        """Return the dead letters' topic, where one is configured."""
+        return None
+
+    def _live(self, found: Any, tenure: Tenure) -> Event:  # noqa: ANN401 - kafka-python has no types
+        return event_of(
+            record_of(found),
+            self._decoder,
+            source=self.name,
+            collection=self.collection,
+            domain=tenure.domain,
+            lease=tenure,
+        )
+
+    def _check_broker(self) -> Check:
+        name, view = f"{self.name}:broker", self._member.view
+        age, session = self._member.heartbeat()
+        servers = ", ".join(self._config.bootstrap_servers)
+        cure = f"it is tried again by itself; see to the brokers at {servers}"
+        if view.trouble is not None:
+            return Check(name, ok=False, detail=view.trouble, cure=cure)
+        if age is not None and session is not None and age > min(SILENCE, session):
+            return Check(name, ok=False, detail=f"the group has not answered for {age:.0f} s", cure=cure)
+        return Check(name, ok=True, detail="not asked yet" if age is None else f"answered {age:.0f} s ago")
+
+    def _check_partitions(self) -> Check:
+        name, view = f"{self.name}:partitions", self._member.view
+        if view.partitions:
+            lags = [partition.lag for partition in view.partitions if partition.lag is not None]
+            return Check(name, ok=True, detail=f"{len(view.partitions)} held, {sum(lags)} records behind")
+        none_for = self._clock.monotonic() - view.since
+        topics = ", ".join(self._config.topics) or f"/{self._config.topic_pattern}/"
+        return Check(
+            name,
+            ok=none_for <= self._config.grace_seconds,
+            detail=f"none held for {none_for:.0f} s",
+            cure=f"are {topics} there (ingestd check says), and are there no more members than partitions?",
+        )
+
+    def _check_registry(self) -> Sequence[Check]:
+        if self._registry is None:
+            return ()
+        waits_for = self._member.view.waits_for
+        cure = "records wait, and go on by themselves once it answers" if waits_for else ""
+        return (Check(f"{self.name}:registry", ok=waits_for is None, detail=waits_for or "answers", cure=cure),)
+
+    def _read_again(self, position: str) -> Record | None:
+        """Return a record of which no copy was kept, from its topic; None: it is not there any more."""
+        from ingestd.sources._kafka.topics import read_again  # noqa: PLC0415 - imports the client
+
+        return read_again(self.name, self._config, position)
+
+    def _gone(self, parked: Parked | DeadLetter) -> Event:
+        failure = Failure(
+            Stage.SOURCE,
+            "DocumentError",
+            f"{parked.position}: its value was too large to be kept, and the topic does not have it any more; "
+            f"before that: {parked.failure.message}",
+        )
+        return Event(parked.key, parked.op, self.name, parked.position, None, version=parked.version, fault=failure)
+
+
+def _versioned(event: Event, parked: Parked | DeadLetter) -> Event:
+    """Give an event the version that it had when it failed: its partition may not be held here now."""
+    return replace(event, version=parked.version)
