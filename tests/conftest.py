@@ -7,4 +7,5 @@ pytest_plugins = (
     "tests.fixtures.daemon",
     "tests.fixtures.lite_server",
     "tests.fixtures.brokers",
+    "tests.fixtures.sasl_broker",
 )
