@@ -6,6 +6,7 @@ import click
 
 from ingestd import __version__
 from ingestd.cli.check import check
+from ingestd.cli.produce import produce
 from ingestd.cli.run import run
 from ingestd.cli.schema import schema
 from ingestd.cli.search import search
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (run, check, search, status, schema, dead_letters, retries, forget, configuration):
+for command in (run, check, search, status, schema, dead_letters, retries, forget, configuration, produce):
     main.add_command(command)
