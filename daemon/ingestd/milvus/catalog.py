@@ -104,6 +104,28 @@ def apply(connection: Connection, target: Wanted, differences: Sequence[Differen
             _create_index(connection, target.collection, index)
 
 
+def prepare(connection: Connection, target: Wanted, *, create: bool) -> None:
+    """Make a collection ready: created if absent, compared, loaded.
+
+    Args:
+        connection: To the server.
+        target: As ``possible`` left it.
+        create: Whether what is absent may be created.
+
+    Raises:
+        ConfigError: It differs; one line a difference, each with its cure.
+        IngestError: By ``verdict``.
+    """
+    differences = plan(connection, target)
+    if differences and not create:
+        raise ConfigError(*map(str, differences))
+    apply(connection, target, differences)
+    left = plan(connection, target) if differences else ()
+    if left:  # another member made the collection at the same moment, and otherwise
+        raise ConfigError(*map(str, left))
+    connection.load(target.collection)
+
+
 def identity(connection: Connection, collection: str) -> str | None:
     """Return the random id that the collection was made with, or None if there is no such collection of ours.
 
@@ -165,14 +187,20 @@ def _create_index(connection: Connection, collection: str, index: Index) -> None
         parameters["metric_type"] = index.metric
     wish = MilvusClient.prepare_index_params()
     wish.add_index(field_name=index.column, index_type=index.type, index_name=index.column, params=parameters)
-    connection.call(
-        "create_index",
-        collection,
-        doing=f"creating the index on {index.column} of {collection}",
-        request=Request.SETUP,
-        index_params=wish,
-        sync=False,  # loading waits for it, and asks with a deadline for each question
-    )
+    doing = f"creating the index on {index.column} of {collection}"
+    try:
+        connection.call(
+            "create_index",
+            collection,
+            doing=doing,
+            request=Request.SETUP,
+            index_params=wish,
+            sync=False,  # loading waits for it, and asks with a deadline for each question
+        )
+    except IngestError:
+        # As with the collection; Lite refuses a second one even where it is the same.
+        if all(known.column != index.column for known in _indexes(connection, collection, doing)):
+            raise
 
 
 def _indexes(connection: Connection, collection: str, doing: str) -> Iterable[Index]:
