@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 DEFAULT_FILE = Path("config/ingestd.toml")
+NO_STATE = Path(os.devnull) / "state"
+"""Where nothing is, and nothing can be made."""
 BUILT_IN_EXTRACTORS = ("text", "markdown", "html", "json", "csv")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 """Of a source, which begins its documents' ids and is in every row, and of what else gets its name here."""
@@ -47,6 +49,10 @@ def _address(value: str) -> str:
     if not separator or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the last port
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:8321")
     return value
+
+
+def _no_folder(value: object) -> object:
+    return None if value == "" else value  # Path("") would be the working directory
 
 
 class HttpSettings(_Section):
@@ -156,7 +162,7 @@ class _File(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
-    state_dir: Path = Path("var/state")
+    state_dir: Annotated[Path | None, BeforeValidator(_no_folder)] = Path("var/state")
     milvus: MilvusConfig = Field(default_factory=MilvusConfig)
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
@@ -195,6 +201,8 @@ class Settings:
     """Everything that was configured, checked, with each plug-in's own settings in it."""
 
     state_dir: Path
+    stateless: bool
+    """Whether this is a member without a disk: ``state_dir`` is a place where nothing is."""
     milvus: MilvusConfig
     http: HttpSettings
     log: LogSettings
@@ -251,12 +259,29 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
         found += faults(error, "", _File)
     plugins = _Plugins(File.merged)
     found += [*upper.faults, *lower.faults, *plugins.faults, *_wrong_names(File.merged), *_dangling(plugins)]
+    stateless = raw is not None and raw.state_dir is None
+    if raw is not None and stateless:
+        found += _needs_a_state(raw, plugins)
     if raw is None or found:
         origins = lower.origins | upper.origins
         raise ConfigError(*dict.fromkeys(_with_origin(fault, origins) for fault in found))
     same = {field.name: getattr(raw, field.name) for field in fields(Settings) if field.name in _File.model_fields}
-    same |= {"extractors": plugins.extractors, "embedders": plugins.embedders}
+    same |= {"extractors": plugins.extractors, "embedders": plugins.embedders, "stateless": stateless}
+    if stateless:
+        same["state_dir"] = NO_STATE
     return Settings(**same | {"sources": plugins.sources, "chunkers": plugins.chunkers})
+
+
+def _needs_a_state(raw: _File, plugins: _Plugins) -> Iterator[str]:
+    """Yield a fault for each part of a configuration without a state directory that needs one."""
+    why = "state_dir is empty"
+    if raw.milvus.path is not None:
+        yield f"milvus.uri: a Milvus Lite needs a state directory, and {why}"
+    for name, plugin in plugins.sources.items():
+        if not getattr(plugin.config, "shared", False):
+            yield f"sources.{name}: a {plugin.type} source remembers what it has seen in the state directory, and {why}"
+        elif getattr(plugin.config, "dead_letter_topic", None) is None:
+            yield f"sources.{name}.dead_letter_topic: name a topic: {why}, and dead letters have to be somewhere"
 
 
 def _read(path: Path, *, needed: bool) -> dict[str, Any]:
@@ -385,6 +410,8 @@ def shown(settings: Settings) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     tree: dict[str, Any] = {field.name: plain(getattr(settings, field.name)) for field in fields(settings)}
+    if tree.pop("stateless"):
+        tree["state_dir"] = ""
     chunkers = tree.pop("chunkers")
     for name, chunker in chunkers.items():
         tree["collections"][name]["chunker"] = chunker

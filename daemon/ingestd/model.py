@@ -369,6 +369,8 @@ class Outcome:
     """RETRYING: seconds that the other side asked for; None leaves it to the retry policy."""
     embedded: int = 0
     reused: int = 0
+    published: bool = False
+    """A dead letter that a topic keeps: the state keeps none."""
 
 
 @dataclass(frozen=True, slots=True)

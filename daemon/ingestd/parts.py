@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
 from ingestd.milvus.schema import VectorSpec, Wanted, wanted
 from ingestd.model import Fingerprints, VectorKind, canonical_json
+from ingestd.store.lock import in_use
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
     from ingestd.config import Settings
     from ingestd.metrics import EmbeddingMetrics
-    from ingestd.model import ModelInfo, Role, Vectors
+    from ingestd.model import ModelInfo, Role, Seen, Vectors
     from ingestd.ports import Clock, Embedder, Extraction, Tokenizer
 
 ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
+_PRIVATE = "ingestd-member-"
+_LEFT_SECONDS = 60.0
 _KEY = re.compile(r"[a-z_]+: ")
 """How a fault that names a key begins."""
 
@@ -47,6 +51,40 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return seconds of a clock that only runs forward."""
         return time.monotonic()
+
+
+class NoPast:
+    """The past of a source that has none, or whose state cannot be read (``ports.SeenStore``)."""
+
+    def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
+        """Yield nothing."""
+        del source, collection
+        return iter(())
+
+    def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
+        """Yield nothing."""
+        del source, collection
+        return iter(())
+
+    def confirmed(self, source: str) -> frozenset[str]:
+        """Return that nobody confirmed anything."""
+        del source
+        return frozenset()
+
+
+@contextmanager
+def private_state() -> Iterator[Path]:
+    """Make a state directory for one run, for a member that has no disk of its own; what killed ones left is removed.
+
+    The retry queue's copies and the ledger are caches there: records come from their topics again, and Milvus is asked.
+    """
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{_PRIVATE}*"):
+        # One that was made just now may not be locked yet.
+        if time.time() - left.stat().st_mtime > _LEFT_SECONDS and not in_use(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def open_store(settings: Settings, clock: Clock) -> SqliteStore:

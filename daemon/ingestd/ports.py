@@ -185,6 +185,23 @@ class LetterTopic(Protocol):
         """
         ...
 
+    def letters(self) -> Iterator[DeadLetter]:
+        """Yield the letters that are there, one for each position, oldest first, without those tried again.
+
+        Raises:
+            UnavailableError: It cannot be read.
+        """
+        ...
+
+    def replay(self, letters: Sequence[DeadLetter]) -> None:
+        """Have letters tried again by whoever reads their topics, as the versions that they were.
+
+        Raises:
+            UnavailableError: Some could not be; doing it again is harmless.
+            ConfigError: One of them has no record any more.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the connection."""
         ...

@@ -16,6 +16,7 @@ from ingestd.flow import Scope
 from ingestd.model import Check, Fingerprints
 from ingestd.ops.control import SOCKET_NAME, NotRunning, call
 from ingestd.parts import (
+    NoPast,
     SystemClock,
     build_embedder,
     device_pool,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.devices.pool import Pool
     from ingestd.milvus.client import Connection
-    from ingestd.model import ModelInfo, Seen
+    from ingestd.model import ModelInfo
     from ingestd.ports import SeenStore
 
 
@@ -61,27 +62,9 @@ def check(config_file: Path | None, *, as_json: bool) -> Exit:
     return Exit.DONE if ok else Exit.FAILURE
 
 
-class _Nothing:
-    """The past of a source that has none, or whose state cannot be read (``ports.SeenStore``)."""
-
-    def seen(self, source: str, collection: str | None = None) -> Iterator[Seen]:
-        """Yield nothing."""
-        del source, collection
-        return iter(())
-
-    def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
-        """Yield nothing."""
-        del source, collection
-        return iter(())
-
-    def confirmed(self, source: str) -> frozenset[str]:
-        """Return that nobody confirmed anything."""
-        del source
-        return frozenset()
-
-
 def _checks(settings: Settings) -> Iterator[Check]:
-    state = _state(settings)
+    none = Check("state", ok=True, detail="none: a member without a disk")
+    state = none if settings.stateless else _state(settings)
     yield state
     yield from _sources(settings, tell=state.ok)
     infos: dict[str, ModelInfo] = {}
@@ -142,14 +125,14 @@ def _sources(settings: Settings, *, tell: bool) -> Iterator[Check]:
     if not settings.sources:
         yield Check("sources", ok=False, detail="none is configured", cure="add a [sources.NAME] to the configuration")
     if not (settings.state_dir / DATABASE).exists():
-        yield from _probes(settings, _Nothing())
+        yield from _probes(settings, NoPast())
         return
     try:
         store = SqliteStore.read_only(settings.state_dir, clock=SystemClock())
     except ConfigError as error:
         if tell:
             yield Check("state", ok=False, detail=str(error))
-        yield from _probes(settings, _Nothing())
+        yield from _probes(settings, NoPast())
         return
     try:
         yield from _probes(settings, store)

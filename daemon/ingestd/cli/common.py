@@ -99,6 +99,19 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
+def refuse_stateless(settings: Settings) -> None:
+    """Refuse a command about a member's own state where members have none.
+
+    Raises:
+        ConfigError: They have none.
+    """
+    if settings.stateless:
+        raise ConfigError(
+            "state_dir: this configuration has none, so no member can be asked from here; its /readyz and /metrics "
+            "say how it is"
+        )
+
+
 def ask(settings: Settings, name: str, arguments: Mapping[str, Json], *, otherwise: Callable[[], Json]) -> Json:
     """Have the running daemon carry out a command; where none runs, do it here.
 
@@ -108,6 +121,7 @@ def ask(settings: Settings, name: str, arguments: Mapping[str, Json], *, otherwi
         arguments: Its arguments.
         otherwise: Does the same where no daemon runs.
     """
+    refuse_stateless(settings)
     try:
         return call(settings.state_dir / SOCKET_NAME, name, arguments, COMMAND_TIMEOUT)
     except NotRunning:

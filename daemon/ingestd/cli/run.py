@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +24,7 @@ from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.http import HealthServer
 from ingestd.ops.log import adopt
 from ingestd.ops.notify import Notifier
+from ingestd.parts import private_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +62,8 @@ def run(config_file: Path | None, timeout: float | None, *, once: bool, as_json:
     began = time.monotonic()
     with ExitStack() as stack:
         stack.callback(signals.end)  # the last thing that happens
+        if settings.stateless:
+            settings = replace(settings, state_dir=stack.enter_context(private_state()))
         front = _Front(settings, stack, once=once)
         try:
             signals.begin(timeout)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -20,6 +18,7 @@ from ingestd.cli.common import (
     load,
     own_store,
     read_store,
+    refuse_stateless,
     table,
 )
 from ingestd.engine.runner import Exit
@@ -32,11 +31,11 @@ from ingestd.sinks.milvus import MilvusSink
 from ingestd.store.holdings import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ingestd.config import Settings
-    from ingestd.model import DeadLetter, Json
+    from ingestd.model import Json
 
 STATUS_TIMEOUT = 10.0
 STAGES = ("recall", "extract", "chunk", "embed", "write")
@@ -50,6 +49,7 @@ STAGES = ("recall", "extract", "chunk", "embed", "write")
 def status(config_file: Path | None, *, as_json: bool) -> Exit:
     """Say how the running daemon is; exit 1 when none runs, or when it is not ready."""
     settings = load(config_file, level="warning")
+    refuse_stateless(settings)
     try:
         found = cast("dict[str, Any]", call(settings.state_dir / SOCKET_NAME, "status", {}, STATUS_TIMEOUT))
     except NotRunning:
@@ -97,109 +97,6 @@ def _status_text(found: dict[str, Any]) -> Iterator[str]:
         if rows:
             yield ""
             yield from table(rows, list(dict.fromkeys(key for row in rows for key in row)))
-
-
-def letter_filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose dead letters."""
-    for option in reversed(
-        [
-            click.option("--source", default=None, help="Only of this source."),
-            click.option("--collection", default=None, help="Only of this collection."),
-            click.option("--stage", default=None, help="Only those that failed in this stage."),
-            click.option("--error", default=None, help="Only of this class of error."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-@click.group("dead-letters")
-def dead_letters() -> None:
-    """What failed for good, and why."""
-
-
-@dead_letters.command("list")
-@letter_filters
-@config_option
-@json_option
-@ends
-def list_letters(config_file: Path | None, *, as_json: bool, **filters: str | None) -> None:
-    """List dead letters, oldest first."""
-    settings = load(config_file, level="warning")
-    with read_store(settings) as store:
-        letters = [] if store is None else list(_chosen(store.dead_letters(data=False), filters))
-        rows = list(operations.listed(letters))
-    columns = ["id", "document_id", "stage", "error", "attempts", "message"]
-    answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else ["no dead letters"])
-
-
-@dead_letters.command("show")
-@click.argument("letter_id", metavar="ID", type=int)
-@config_option
-@json_option
-@ends
-def show_letter(letter_id: int, config_file: Path | None, *, as_json: bool) -> None:
-    """Show a dead letter with its original and its traceback."""
-    settings = load(config_file, level="warning")
-    with read_store(settings) as store:
-        letter = next(iter(store.dead_letters([letter_id])), None) if store is not None else None
-    if letter is None:
-        raise click.UsageError(f"there is no dead letter {letter_id}; see ingestd dead-letters list")
-    answer(_letter(letter), as_json=as_json, text=_letter_text)
-
-
-@dead_letters.command("replay")
-@click.argument("ids", metavar="[ID]…", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that the filters leave.")
-@click.option("--dry-run", is_flag=True, help="Only say which.")
-@letter_filters
-@config_option
-@json_option
-@ends
-def replay_letters(
-    ids: tuple[int, ...],
-    config_file: Path | None,
-    *,
-    everything: bool,
-    dry_run: bool,
-    as_json: bool,
-    **filters: str | None,
-) -> None:
-    """Try dead letters again: in the running daemon at once, otherwise when it next runs."""
-    settings = load(config_file, level="warning")
-    numbers = _numbers(settings, ids, filters, everything=everything)
-    if dry_run:
-        answer({"would_replay": numbers}, as_json=as_json, text=lambda _found: [f"would replay: {_list(numbers)}"])
-        return
-
-    def otherwise() -> Json:
-        with own_store(settings) as store:
-            return operations.replay(store, feeds(settings), numbers).said()
-
-    found = cast("dict[str, Any]", ask(settings, "replay", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=_replay_text)
-
-
-@dead_letters.command("discard")
-@click.argument("ids", metavar="[ID]…", type=int, nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that the filters leave.")
-@letter_filters
-@config_option
-@json_option
-@ends
-def discard_letters(
-    ids: tuple[int, ...], config_file: Path | None, *, everything: bool, as_json: bool, **filters: str | None
-) -> None:
-    """Throw dead letters away. The documents stay as they are in Milvus."""
-    settings = load(config_file, level="warning")
-    numbers = _numbers(settings, ids, filters, everything=everything)
-
-    def otherwise() -> Json:
-        with own_store(settings) as store:
-            return {"discarded": store.discard(numbers)}
-
-    found = cast("dict[str, int]", ask(settings, "discard", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=lambda value: [f"{value['discarded']} discarded"])
 
 
 @click.group()
@@ -293,71 +190,3 @@ def _forget(settings: Settings, source: str) -> Json:
             sink.prepare(create=False)
             sinks[collection] = sink
         return operations.forget(store, sinks, feeds(settings), source)
-
-
-def _replay_text(found: dict[str, Any]) -> list[str]:
-    text = f"{found['replayed']} to be tried again"
-    if found["left"]:
-        text += f"; left, since no configured source feeds their collection any more: {_list(found['left'])}"
-    return [text]
-
-
-def _chosen(letters: Iterator[DeadLetter], filters: dict[str, str | None]) -> Iterator[DeadLetter]:
-    for letter in letters:
-        has = {
-            "source": letter.source,
-            "collection": letter.key.collection,
-            "stage": letter.failure.stage.value,
-            "error": letter.failure.error,
-        }
-        if all(wanted is None or has[name] == wanted for name, wanted in filters.items()):
-            yield letter
-
-
-def _numbers(
-    settings: Settings, ids: tuple[int, ...], filters: dict[str, str | None], *, everything: bool
-) -> list[int]:
-    """Return the ids that a command is about."""
-    if not ids and not everything and not any(filters.values()):
-        raise click.UsageError("name dead letters by ID, by a filter, or with --all")
-    with read_store(settings) as store:
-        letters = [] if store is None else list(store.dead_letters(ids or None, data=False))
-    unknown = sorted(set(ids) - {letter.id for letter in letters})
-    if unknown:
-        raise click.UsageError(f"there is no dead letter {_list(unknown)}; see ingestd dead-letters list")
-    return [letter.id for letter in _chosen(iter(letters), filters)]
-
-
-def _letter(letter: DeadLetter) -> dict[str, Any]:
-    listed = next(operations.listed([letter]))
-    return {
-        **listed,
-        "collection": letter.key.collection,
-        "op": letter.op.value,
-        "version": None if letter.version is None else asdict(letter.version),
-        "fingerprint": letter.fingerprint,
-        "name": letter.name,
-        "content_type": letter.content_type,
-        "metadata": dict(letter.metadata),
-        "size": letter.size,
-        "traceback": letter.failure.traceback,
-        "content": None if letter.data is None else base64.b64encode(letter.data).decode("ascii"),
-    }
-
-
-def _letter_text(letter: dict[str, Any]) -> Iterator[str]:
-    trace = letter.pop("traceback")
-    content = letter.pop("content")
-    for name in ("first_failed_at", "last_failed_at"):
-        letter[name] = datetime.fromtimestamp(letter[name], UTC).isoformat(sep=" ", timespec="seconds")
-    for name, value in letter.items():
-        if value not in (None, {}, ""):
-            yield f"{name.replace('_', ' '):>16}: {value}"
-    yield f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64")
-    if trace:
-        yield ""
-        yield from trace.split("\n")
-
-
-def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers)) or "none"

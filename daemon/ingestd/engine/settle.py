@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingestd.engine.channel import Channel
+from ingestd.engine.letters import Publisher
 from ingestd.errors import Stopped
 from ingestd.model import Event, Outcome, Verdict
 
@@ -78,10 +79,25 @@ class Settle:
         self._on_settled = on_settled
         # Bounded by the lanes' budgets: each event has one outcome.
         self._channel: Channel[Outcome] = Channel("settle", None)
+        self._publishers = {
+            name: Publisher(
+                name,
+                topic,
+                collection=source.collection,
+                breakers=breakers,
+                settle=self.put,
+                pulse=pulse,
+                fail=fail,
+            )
+            for name, source in sources.items()
+            if (topic := source.letter_topic()) is not None
+        }
         self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
+        for publisher in self._publishers.values():
+            publisher.start()
         self._thread.start()
 
     def put(self, outcome: Outcome) -> None:
@@ -94,6 +110,8 @@ class Settle:
 
     def close(self, timeout: float) -> None:
         """Settle what was put, and end."""
+        for publisher in self._publishers.values():
+            publisher.close(timeout)
         self._channel.close()
         self._thread.join(timeout)
 
@@ -114,7 +132,10 @@ class Settle:
             if batch is None:
                 return
             if batch:
-                self._settle([self._decide(outcome) for outcome in batch])
+                decided = [self._decide(outcome) for outcome in batch]
+                mine = [outcome for outcome in decided if not self._published(outcome)]
+                if mine:
+                    self._settle(mine)
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         settled = self._breakers.hold(lambda: self._store.settle(outcomes, self._fingerprints), beat=self._beat)
@@ -144,6 +165,14 @@ class Settle:
         if wait is None:
             return replace(outcome, verdict=Verdict.DEAD_LETTERED)
         return replace(outcome, wait=wait)
+
+    def _published(self, outcome: Outcome) -> bool:
+        """Return whether an outcome is a dead letter that has to go to a topic first; it comes back from there."""
+        publisher = self._publishers.get(outcome.event.source)
+        if outcome.verdict is not Verdict.DEAD_LETTERED or outcome.published or publisher is None:
+            return False
+        publisher.put(outcome)
+        return True
 
     def _beat(self) -> None:
         self._pulse.beat("settle")

@@ -206,6 +206,9 @@ class FolderSource:
         self._rounds.confirmed.append(held)
         return len(held)
 
+    def letter_topic(self) -> None:
+        """Return nothing: a file's dead letter is kept in the state."""
+
     def checks(self) -> Sequence[Check]:
         """Say how the source is."""
         return self._check_root(), self._check_directories(), self._lookout.check(), self._check_deletes()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ingestd.errors import ConfigError, UnavailableError
-from ingestd.model import Check, Event, Failure, Parked, Stage
+from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict
 from ingestd.sources._kafka.events import event_of, record_of
 from ingestd.sources._kafka.security import SaslConfig, TlsConfig  # noqa: TC001 - pydantic reads the annotations
 from ingestd.sources._kafka.start import Start  # noqa: TC001 - pydantic reads the annotation
@@ -150,6 +150,7 @@ class KafkaSource:
         self.collection = config.collection
         self._config = config
         self._clock = scope.clock
+        self._fingerprint = scope.fingerprint(Verdict.DEAD_LETTERED)
         limits = ValueLimits(max_value_bytes=config.max_value_bytes, max_bytes=scope.max_bytes)
         registry = config.schema_registry
         self._registry = None if registry is None else registry.build(name, scope.clock)
@@ -245,7 +246,11 @@ class KafkaSource:
 
     def letter_topic(self) -> LetterTopic | None:
         """Return the dead letters' topic, where one is configured."""
-        return None
+        from ingestd.sources._kafka.letter_topic import LetterTopic  # noqa: PLC0415 - imports the client
+
+        if self._config.dead_letter_topic is None:
+            return None
+        return LetterTopic(self.name, self._config, self._fingerprint, self._clock.time)
 
     def _live(self, found: Any, tenure: Tenure) -> Event:  # noqa: ANN401 - kafka-python has no types
         return event_of(

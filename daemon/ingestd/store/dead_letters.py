@@ -102,6 +102,8 @@ class Settlement:
         Returns:
             How many letters were mended.
         """
+        if outcome.published:
+            return 0
         if outcome.verdict is Verdict.DEAD_LETTERED:
             self._add(outcome, fingerprints)
         elif outcome.verdict in GOOD and self._count:

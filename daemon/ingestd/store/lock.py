@@ -23,6 +23,15 @@ _POLL = 0.05
 """Seconds between two looks at a lock that is held."""
 
 
+def in_use(state_dir: Path) -> bool:
+    """Return whether a process holds the lock of a state directory. Changes nothing."""
+    try:
+        StateLock(state_dir, 0.0).release()
+    except ConfigError:
+        return True
+    return False
+
+
 class StateLock:
     """The lock on a state directory, held from construction to ``release``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ingestd.model import EXPLICIT, DocumentKey, Event, Failure, Op, Record, Stage, Version
+from ingestd.sources._kafka.letters import replayed
 from ingestd.sources._values.decoded import UnreadableError
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def event_of(
     Raises:
         UnavailableError: It cannot be read now: a schema registry does not answer.
     """
-    offset = Version(record.offset, domain)
+    # One that was written to its topic again is still the version that it was: nothing newer gives way to it.
+    first = replayed(record)
+    offset = first if first is not None and first.domain == domain else Version(record.offset, domain)
     try:
         decoded = decoder.decode(record)
     except UnreadableError as error:

@@ -67,10 +67,10 @@ def _topics(name: str, config: Config, consumer: KafkaConsumer) -> Iterator[Chec
         partitions = consumer.partitions_for_topic(topic) if topic in there else set()
         if partitions:
             yield Check(f"{name}:topic:{topic}", ok=True, detail=f"{len(partitions)} partitions")
-        elif config.missing_topics == "create" and topic not in letters:
+        elif config.missing_topics == "create":
             yield Check(f"{name}:topic:{topic}", ok=True, detail="is not there, and will be created")
         else:
-            cure = "create it, or set missing_topics = 'create'" if topic not in letters else "create it"
+            cure = "create it, or set missing_topics = 'create'"
             yield Check(f"{name}:topic:{topic}", ok=False, detail="there is no such topic", cure=cure)
 
 
@@ -84,7 +84,8 @@ def create_missing(name: str, config: Config, intake: Intake) -> None:
     told_of = False
     while True:
         try:
-            create(name, config, config.topics)
+            letters = () if config.dead_letter_topic is None else (config.dead_letter_topic,)
+            create(name, config, (*config.topics, *letters))
         except UnavailableError as error:
             if not told_of:
                 log.warning("topics cannot be looked at yet", source=name, error=str(error))
