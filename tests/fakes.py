@@ -14,16 +14,21 @@ import numpy as np
 
 from ingestd.engine.breaker import Backoff, Breakers
 from ingestd.errors import DocumentError, UnavailableError
+from ingestd.milvus.expression import keepable
+from ingestd.milvus.schema import LONGEST_DOCUMENT_ID
 from ingestd.model import (
     Content,
     Document,
     DocumentKey,
     Event,
+    Extracted,
     Fingerprints,
+    Held,
     Hit,
     ModelInfo,
     Op,
     Outcome,
+    Recalled,
     Span,
     SparseVector,
     SparseVectors,
@@ -34,6 +39,7 @@ from ingestd.model import (
 from ingestd.stages.chunk import Chunk
 from ingestd.stages.embed import Embed, VectorField
 from ingestd.stages.extract import Extract
+from ingestd.stages.recall import Recall
 from ingestd.stages.write import Write
 from ingestd.store.sqlite import SqliteStore
 
@@ -43,7 +49,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestd.metrics import SourceMetrics
-    from ingestd.model import Abandoned, Check, ChunkId, DeadLetter, Embedded, Metadata, Parked, Role, Row, Vectors
+    from ingestd.model import (
+        Abandoned,
+        Check,
+        ChunkId,
+        DeadLetter,
+        Embedded,
+        Metadata,
+        Parked,
+        Role,
+        Row,
+        Tombstone,
+        Vectors,
+    )
     from ingestd.ports import Clock, Intake
 
 T = TypeVar("T")
@@ -96,9 +114,13 @@ class MemorySink:
     look at the state at that moment, raise what a dependency raises, or kill the process there.
     """
 
-    def __init__(self, collection: str = COLLECTION) -> None:
+    def __init__(self, collection: str = COLLECTION, *, shared: bool = False) -> None:
         self.collection = collection
+        self.shared = shared
+        """Whether deletes are noted for other members, and theirs are read."""
         self.rows: dict[ChunkId, Row] = {}
+        self.tombstones: dict[str, Version] = {}
+        """By document."""
         self.history: list[Step] = []
         self.made: str | None = "made once"
         """The collection's random id; None: somebody dropped it."""
@@ -149,6 +171,32 @@ class MemorySink:
         self._call("stored", ())
         for row in list(self.rows.values()):
             yield StoredRow(row.id, row.document_id, Version(row.version, row.domain), row.source)
+
+    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+        """Return what is there of these documents."""
+        self._call("held", documents)
+        buried = self.tombstones if self.shared else {}
+        held = {}
+        for document in documents:
+            rows = [row for row in self.rows.values() if row.document_id == document]
+            first = min(rows, key=lambda row: (row.chunk_index, -row.version), default=None)
+            if first is not None or document in buried:
+                held[document] = Held(
+                    rows={row.id: row.digest() for row in rows},
+                    versions=frozenset(Version(row.version, row.domain) for row in rows),
+                    source=first.source if first is not None else "",
+                    tombstone=buried.get(document),
+                )
+        return held
+
+    def bury(self, tombstones: Sequence[Tombstone]) -> None:
+        """Note deletes, where there are other members."""
+        if self.shared:
+            buried = {tombstone.document_id: tombstone.version for tombstone in tombstones}
+            documents = keepable(buried, LONGEST_DOCUMENT_ID)
+            self._call("bury", documents)
+            self.tombstones |= {document: buried[document] for document in documents}
+            self._end("bury", documents)
 
     def count(self) -> int:
         """Return the number of rows."""
@@ -324,6 +372,7 @@ class Bytes:
     data: bytes
     name: str
     metadata: Metadata = field(default_factory=dict)
+    at_hand: Content | None = None
 
     def read(self) -> Content:
         """Return it."""
@@ -335,6 +384,7 @@ class Broken:
     """A payload that cannot be had (``model.Payload``)."""
 
     error: BaseException
+    at_hand: Content | None = None
 
     def read(self) -> Content:
         """Raise why."""
@@ -415,6 +465,9 @@ class ListSource:
         """Hold nothing."""
         return 0
 
+    def letter_topic(self) -> None:
+        """It has none: its dead letters are in the state."""
+
 
 def open_store(folder: Path, clock: Clock | None = None) -> SqliteStore:
     """Open the real state in a folder."""
@@ -428,12 +481,20 @@ class Assembly:
         store: The ledger.
         sink: The collection.
         window: The most rows that go through the model at a time.
+        shared: Whether other processes write the collection too.
         shared_ids: Whether two sources may write the same document.
         most: The most chunks of a document.
     """
 
     def __init__(
-        self, store: SqliteStore, sink: MemorySink, *, window: int = 100, shared_ids: bool = False, most: int = 20_000
+        self,
+        store: SqliteStore,
+        sink: MemorySink,
+        *,
+        window: int = 100,
+        shared: bool = False,
+        shared_ids: bool = False,
+        most: int = 20_000,
     ) -> None:
         self.store = store
         self.sink = sink
@@ -442,14 +503,16 @@ class Assembly:
         self.extraction = PlainExtraction()
         self.embedder = StubEmbedder()
         patience = self.breakers.patience(COLLECTION, lambda: None)
-        self.extract = Extract(
+        self.recall = Recall(
             store,
-            self.extraction,
+            sink,
             fingerprint=FINGERPRINT,
             clock=self.clock,
+            shared=shared,
             shared_ids=shared_ids,
             patience=patience,
         )
+        self.extract = Extract(self.extraction, fingerprint=FINGERPRINT, patience=patience)
         self.chunk = Chunk(LineChunker(), fields=["lang"], validate=sink.validate, max_chunks=most)
         dense = VectorField("dense", VectorKind.DENSE, self.embedder, DIMENSION)
         self.embed = Embed([dense], window=window, patience=patience)
@@ -466,7 +529,7 @@ class Assembly:
             The outcomes, in the order in which they ended.
         """
         ended: list[Outcome] = []
-        extracted = _passed(self.extract.process(events), ended)
+        extracted = self.extracted(events, ended)
         chunked = _passed(self.chunk.process(extracted), ended)
         windows: list[Embedded | Abandoned] = _passed(self.embed.process(chunked), ended)
         for at in range(0, len(windows), windows_at_a_time):
@@ -477,11 +540,17 @@ class Assembly:
     def windows(self, *events: Event) -> list[Embedded | Abandoned]:
         """Take events as far as the last stage, which gets nothing yet. None may end before it."""
         ended: list[Outcome] = []
-        extracted = _passed(self.extract.process(events), ended)
+        extracted = self.extracted(events, ended)
         chunked = _passed(self.chunk.process(extracted), ended)
         windows: list[Embedded | Abandoned] = _passed(self.embed.process(chunked), ended)
         assert not ended
         return windows
+
+    def extracted(self, events: Sequence[Event], ended: list[Outcome]) -> list[Extracted]:
+        """Take events as far as their texts, past the second stage where those are at hand."""
+        known: list[Recalled | Extracted] = _passed(self.recall.process(events), ended)
+        read = _passed(self.extract.process([item for item in known if isinstance(item, Recalled)]), ended)
+        return [*(item for item in known if isinstance(item, Extracted)), *read]
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Make outcomes durable, as the settle thread does."""

@@ -13,11 +13,14 @@ import pytest
 from tests.contract.test_sink import (
     base,
     some,
+    test_a_delete_is_remembered,
     test_a_key_twice_is_refused,
     test_an_upsert_again_changes_nothing,
     test_delete_takes_away_what_is_named,
     test_existing_takes_more_ids_than_one_request,
     test_existing_tells_what_is_there,
+    test_held_of_a_version_that_was_left_half_written,
+    test_held_tells_what_is_there_of_documents,
     test_probe_answers,
     test_rewrite_of_nothing_that_is_there,
     test_search_finds_the_nearest_first,
@@ -28,6 +31,7 @@ from tests.fakes import MemorySink
 from tests.fixtures.milvus import sample
 
 from ingestd.errors import DocumentError, UnavailableError
+from ingestd.model import Tombstone, Version
 
 if TYPE_CHECKING:
     from ingestd.model import Row
@@ -35,11 +39,14 @@ if TYPE_CHECKING:
 __all__ = [
     "base",
     "some",
+    "test_a_delete_is_remembered",
     "test_a_key_twice_is_refused",
     "test_an_upsert_again_changes_nothing",
     "test_delete_takes_away_what_is_named",
     "test_existing_takes_more_ids_than_one_request",
     "test_existing_tells_what_is_there",
+    "test_held_of_a_version_that_was_left_half_written",
+    "test_held_tells_what_is_there_of_documents",
     "test_probe_answers",
     "test_rewrite_of_nothing_that_is_there",
     "test_search_finds_the_nearest_first",
@@ -69,7 +76,7 @@ def target() -> Target:
 @pytest.fixture(scope="module")
 def sink() -> MemorySink:
     """Return the fake, shared by the tests as a real collection is."""
-    return MemorySink("contract")
+    return MemorySink("contract", shared=True)
 
 
 def test_rewrite_leaves_the_vectors(sink: MemorySink, target: Target, some: list[Row], base: int) -> None:
@@ -82,6 +89,15 @@ def test_rewrite_leaves_the_vectors(sink: MemorySink, target: Target, some: list
         assert (found.chunk_index, found.metadata) == (row.chunk_index, row.metadata)
         assert found.vectors == before.vectors
     assert absent.id not in sink.rows
+
+
+def test_one_member_alone_buries_nothing() -> None:
+    """As with Milvus: where nobody shares the collection, no delete is noted and none is read."""
+    sink = MemorySink()
+    sink.bury([Tombstone("gone", Version(1, "topic/0"))])
+    assert (sink.tombstones, sink.history) == ({}, [])
+    sink.tombstones["gone"] = Version(1, "topic/0")
+    assert sink.held(["gone"]) == {}
 
 
 def test_a_refused_request_writes_nothing(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ingestd.errors import DocumentError
-from ingestd.model import SparseVector, SparseVectors, Version
+from ingestd.model import Held, SparseVector, SparseVectors, Tombstone, Version
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _numbers = count(0, 100_000)
 @pytest.fixture(scope="module")
 def sink(target: Target) -> MilvusSink:
     """A collection that is shared by the tests of this module: making one takes seconds on a server."""
-    made = MilvusSink(target.connection, target.wanted("contract"))
+    made = MilvusSink(target.connection, target.wanted("contract"), shared=True)
     made.prepare()
     return made
 
@@ -43,6 +44,13 @@ def some(target: Target, sink: MilvusSink, base: int) -> Iterator[list[Row]]:
     sink.upsert(rows)
     yield rows
     sink.delete([row.id for row in rows])
+
+
+def _expected(rows: list[Row], document: str) -> Held:
+    """Return what is there of a document when these rows are."""
+    chunks = sorted((row for row in rows if row.document_id == document), key=lambda row: row.chunk_index)
+    versions = frozenset(Version(row.version, row.domain) for row in chunks)
+    return Held({row.id: row.digest() for row in chunks}, versions, chunks[0].source)
 
 
 def _read(sink: MilvusSink, target: Target, ids: list[str]) -> dict[str, dict[str, object]]:
@@ -133,6 +141,59 @@ def test_stored_yields_every_row_once(sink: MilvusSink, some: list[Row]) -> None
         kept = found[row.id]
         assert (kept.document_id, kept.source) == (row.document_id, row.source)
         assert kept.version == Version(row.version, row.domain)
+
+
+def test_held_tells_what_is_there_of_documents(sink: MilvusSink, target: Target, base: int, some: list[Row]) -> None:
+    """Rows with the digests of their writer, their versions, and their source; right after the write, all at once."""
+    documents = sorted({row.document_id for row in some})
+    held = sink.held([*documents, "nowhere.txt", *documents, "half \ud800", "é" * 2049])
+    assert held == {document: _expected(some, document) for document in documents}
+    assert sink.held([]) == {}
+    other = {"lang": None, "year": None} if target.nullable else {"lang": "", "year": -1}
+    changed = target.row(base, fields=other, metadata={"é": [1, 1.0, None, {"deep": "\u2028"}]}, domain="topic/1")
+    sink.upsert([changed])
+    document = changed.document_id
+    rows = [changed, *(row for row in some if row.document_id == document and row.id != changed.id)]
+    assert sink.held([document]) == {document: _expected(rows, document)}
+
+
+def test_held_of_a_version_that_was_left_half_written(sink: MilvusSink, target: Target, base: int) -> None:
+    """Both versions are named, of two domains if need be, and the source is that of the later first chunk."""
+    old, new = Version(7, "topic/0"), Version(8, "topic/1")
+    made = {"document_id": f"half of {base}", "chunk_index": 0}
+    rows = [
+        target.row(base, version=old.number, domain=old.domain, source="old", **made),
+        target.row(base + 1, version=old.number, domain=old.domain, source="old", **{**made, "chunk_index": 1}),
+        target.row(base + 2, version=new.number, domain=new.domain, source="new", **made),
+    ]
+    sink.upsert(rows)
+    held = sink.held([f"half of {base}"])[f"half of {base}"]
+    assert held == Held({row.id: row.digest() for row in rows}, frozenset({old, new}), "new")
+    sink.delete([row.id for row in rows])
+    assert sink.held([f"half of {base}"]) == {}
+
+
+def test_a_delete_is_remembered(sink: MilvusSink, some: list[Row], base: int) -> None:
+    """What was buried is told beside the rows, or alone, until a later delete; rows that come do not take it away."""
+    gone, there, untouched = f"gone {base}", some[3].document_id, some[9].document_id
+    first, second = Version(2**63 - 1, "topic/0"), Version(-1, "topic/ü")
+    sink.bury([Tombstone(gone, first), Tombstone(there, first)])
+    documents = [gone, there, untouched]
+    whole = {document: _expected(some, document) for document in (there, untouched)}
+    nothing = Held({}, frozenset(), "")
+    assert sink.held(documents) == {
+        **whole,
+        gone: replace(nothing, tombstone=first),
+        there: replace(whole[there], tombstone=first),
+    }
+    sink.bury([Tombstone(gone, first), Tombstone(gone, second), Tombstone("half \ud800", first)])
+    sink.upsert(some)
+    sink.delete([row.id for row in some if row.document_id == untouched])
+    assert sink.held(documents) == {
+        gone: replace(nothing, tombstone=second),
+        there: replace(whole[there], tombstone=first),
+    }
+    sink.bury([])
 
 
 def test_search_finds_the_nearest_first(sink: MilvusSink, some: list[Row]) -> None:

@@ -33,8 +33,13 @@ PROPERTY_SCHEME = "ingestd.scheme"
 PROPERTY_SPACE = "ingestd.space."
 """With the vector field's name after it: the fingerprint of the space that its vectors lie in."""
 
+TOMBSTONES = "ingestd_tombstones"
+"""The collection in which the members of a group note deletes (``tombstones``)."""
+
 LONGEST_VARCHAR = 65535
 """Bytes; the most that Milvus takes."""
+LONGEST_DOCUMENT_ID = 4096
+"""Bytes."""
 LARGEST_JSON = 65536
 """Bytes of the metadata, encoded; the most that Milvus takes."""
 MOST_FIELDS = 64
@@ -226,7 +231,7 @@ class Difference:
 
 COLUMNS = (
     Column("id", "VARCHAR", key=True, max_length=32),
-    Column("document_id", "VARCHAR", max_length=4096),
+    Column("document_id", "VARCHAR", max_length=LONGEST_DOCUMENT_ID),
     Column("version", "INT64"),
     Column("domain", "VARCHAR", max_length=512),
     Column("chunk_index", "INT64"),
@@ -414,6 +419,8 @@ def name_faults(
     rule = "letters, digits and underscores, at most 255, no digit first"
     if not _NAME.fullmatch(collection):
         yield f"{where}: a collection's name has {rule}"
+    if collection == TOMBSTONES:
+        yield f"{where}: the name is taken, members of a consumer group note deletes in that collection"
     if len(COLUMNS) + len(vectors) + len(fields) > MOST_FIELDS:
         yield f"{where}: {len(vectors)} vectors and {len(fields)} fields make more than Milvus's {MOST_FIELDS} columns"
     for section, names in (("vectors", vectors), ("fields", fields)):

@@ -10,14 +10,16 @@ vectors back and writing the row whole, stays for the others: it moves every vec
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ingestd.errors import ConfigError, DocumentError
+from ingestd.errors import ConfigError, DocumentError, UnavailableError
 from ingestd.milvus import catalog, rows
-from ingestd.milvus.schema import PROPERTY_ID, possible
+from ingestd.milvus.expression import keepable, one_of, quoted, runs
+from ingestd.milvus.holdings import Holdings, columns, read
+from ingestd.milvus.schema import LONGEST_DOCUMENT_ID, PROPERTY_ID, possible
+from ingestd.milvus.tombstones import Tombstones
 from ingestd.milvus.verdict import Request, TooLargeError
 from ingestd.model import Hit, SparseVector, SparseVectors, StoredRow, Version
 
@@ -28,12 +30,25 @@ if TYPE_CHECKING:
     from ingestd.milvus.client import Connection
     from ingestd.milvus.rows import Encoded
     from ingestd.milvus.schema import Difference, Wanted
-    from ingestd.model import ChunkId, Row, Vectors
+    from ingestd.model import ChunkId, Held, Row, Tombstone, Vectors
 
 _KEYS = 1000
 """Keys in one question or delete: 40 kB of an expression, 0.1 s on Lite."""
 _PAGE = 5000
 """Rows of one page when all are read; a server answers 16,384 at most. Lite looks through all rows for each page."""
+_DOCUMENTS = 250
+"""Documents in one question: 0.05 s on Lite and 10 ms on a server, which lets a Strong read wait 200 to 400 ms anyway
+(20,000 documents). Twice as many have more rows than an answer takes, when each has a dozen chunks."""
+_ANSWER = 4096
+"""The most rows of an answer about documents: they carry the metadata, and an answer over 64 MiB is refused."""
+_FULL = _ANSWER * 3 // 4
+"""An answer of so many rows may lack some: Milvus 2.3 (by its source) counts a row twice that two segments have while
+they are merged, so that an answer which is a few short of the limit is not known to be whole."""
+_ALL_KEYS = (0, 16**32)
+"""Keys as numbers: from, to before."""
+_PARTS = 8
+_TOO_MUCH = ("larger than max", "exceed the limit size", "maxOutputSize")
+"""What servers say of an answer that they do not send: 64 MiB by gRPC, 100 MB by their own limit."""
 _HITS = 10_000
 """Hits of one search request, over all its queries: they carry their texts."""
 _NOBODY = "probe"
@@ -47,22 +62,25 @@ class MilvusSink:
     Args:
         connection: Shared by all collections.
         wanted: What the collection should look like.
+        shared: Whether other members write to the collection: deletes are noted for them, and theirs are read.
     """
 
-    def __init__(self, connection: Connection, wanted: Wanted) -> None:
+    def __init__(self, connection: Connection, wanted: Wanted, *, shared: bool = False) -> None:
         self.collection = wanted.collection
         self._connection = connection
         self._wanted = wanted
         self._names = [column.name for column in wanted.declared]
+        self._tombstones = Tombstones(connection, wanted.collection) if shared else None
 
     def plan(self) -> tuple[Difference, ...]:
-        """Return what differs between the collection and what is wanted. Changes nothing.
+        """Return what differs between the collection and what is wanted, tombstones too. Changes nothing.
 
         Raises:
             ConfigError: The server cannot have such a collection.
             UnavailableError: It does not answer.
         """
-        return catalog.plan(self._connection, self._possible())
+        differences = catalog.plan(self._connection, self._possible())
+        return differences if self._tombstones is None else (*differences, *self._tombstones.plan())
 
     def prepare(self, *, create: bool = True) -> str:
         """Make the collection ready: created if absent, compared, loaded.
@@ -77,15 +95,9 @@ class MilvusSink:
             ConfigError: It differs; one line a difference, each with its cure.
             UnavailableError: The server does not answer.
         """
-        target = self._possible()
-        differences = catalog.plan(self._connection, target)
-        if differences and not create:
-            raise ConfigError(*map(str, differences))
-        catalog.apply(self._connection, target, differences)
-        left = catalog.plan(self._connection, target) if differences else ()
-        if left:  # another member made the collection at the same moment, and otherwise
-            raise ConfigError(*map(str, left))
-        self._connection.load(self.collection)
+        catalog.prepare(self._connection, self._possible(), create=create)
+        if self._tombstones is not None:
+            self._tombstones.prepare(create=create)
         identity = catalog.identity(self._connection, self.collection)
         if identity is None:
             raise ConfigError(
@@ -128,7 +140,8 @@ class MilvusSink:
 
     def stored(self) -> Iterator[StoredRow]:
         """Yield every row of the collection, in the order of their keys, a page in memory at a time."""
-        # Milvus 2.3 gives pages without waiting for what was just written, Strong or not; counting does wait.
+        # A page does not wait for what was just written: the client drops the level that it is asked for with. Counting
+        # does wait.
         self.count()
         last = ""
         while page := self._page(last):
@@ -136,6 +149,30 @@ class MilvusSink:
                 version = Version(int(row["version"]), str(row["domain"]))
                 yield StoredRow(str(row["id"]), str(row["document_id"]), version, str(row["source"]))
             last = str(page[-1]["id"])
+
+    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+        """Return what is there of these documents. See ``ports.Sink``.
+
+        Rows are read before tombstones. Another member notes a delete before it deletes, so that rows which were gone
+        already have a tombstone by now; the other way round a delete in between would have left neither.
+        """
+        asked = keepable(documents, LONGEST_DOCUMENT_ID)
+        found = Holdings()
+        for run in runs(asked, _DOCUMENTS):
+            for row in self._of_documents(run, *_ALL_KEYS):
+                found.add(read(self._wanted, row))
+        buried = self._tombstones.of(asked) if self._tombstones is not None else {}
+        held = {document: found.of(document, buried.get(document)) for document in asked}
+        return {document: there for document, there in held.items() if there is not None}
+
+    def bury(self, tombstones: Sequence[Tombstone]) -> None:
+        """Note deletes for the other members, where there are any."""
+        if self._tombstones is not None:
+            self._tombstones.write(tombstones)
+
+    def sweep(self, before_ms: int) -> int:
+        """Delete tombstones that are older than this (milliseconds since 1970); return how many there were."""
+        return self._tombstones.sweep(before_ms) if self._tombstones is not None else 0
 
     def count(self) -> int:
         """Return the number of rows, read with Strong consistency."""
@@ -148,7 +185,7 @@ class MilvusSink:
 
     def probe(self) -> None:
         """Read and delete a key that nobody has: a server that is out of quota or disk answers reads alone."""
-        self._query(f"probing {self.collection}", _in([_NOBODY]), ["id"])
+        self._query(f"probing {self.collection}", one_of("id", [_NOBODY]), ["id"])
         self.delete([_NOBODY])
 
     def validate(self, row: Row) -> None:
@@ -249,14 +286,37 @@ class MilvusSink:
     def _by_key(self, ids: Sequence[ChunkId], fields: list[str]) -> Iterator[Mapping[str, Any]]:
         for start in range(0, len(ids), _KEYS):
             keys = ids[start : start + _KEYS]
-            yield from self._query(f"looking up {len(keys)} rows of {self.collection}", _in(keys), fields)
+            yield from self._query(f"looking up {len(keys)} rows of {self.collection}", one_of("id", keys), fields)
+
+    def _of_documents(self, documents: Sequence[str], low: int, high: int) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows of these documents whose keys, as numbers, are in a range.
+
+        An answer that is too large is asked for again in parts, by ranges of the key. Keys are hashes, so that the
+        parts are alike. The client's iterator was turned down: its pages come without a Strong read.
+        """
+        doing = f"looking up {len(documents)} documents of {self.collection}"
+        expression = one_of("document_id", documents)
+        if (low, high) != _ALL_KEYS:
+            expression += f' and id >= "{low:032x}" and id <= "{high - 1:032x}"'
+        try:
+            answer = self._query(doing, expression, columns(self._wanted), limit=_ANSWER)
+        except UnavailableError as error:
+            if high - low == 1 or not any(words in str(error) for words in _TOO_MUCH):
+                raise
+            answer = None
+        if answer is not None and len(answer) < _FULL:
+            yield from answer
+            return
+        step = -(-(high - low) // _PARTS)
+        for start in range(low, high, step):
+            yield from self._of_documents(documents, start, min(start + step, high))
 
     def _page(self, last: str) -> Sequence[Mapping[str, Any]]:
         # These two make the answer the rows that come next by key; without them a server answers any rows. They are
         # what the client's own iterator sends, which is not used because its first question has no deadline.
         options = {"iterator": "True", "reduce_stop_for_best": "True", "limit": _PAGE}
         fields = ["id", "document_id", "version", "domain", "source"]
-        return self._query(f"reading {self.collection}", f"id > {json.dumps(last)}", fields, **options)
+        return self._query(f"reading {self.collection}", f"id > {quoted(last)}", fields, **options)
 
     def _query(
         self,
@@ -307,7 +367,3 @@ class MilvusSink:
             source=str(entity["source"]),
             metadata={**(entity.get("metadata") or {}), **declared},
         )
-
-
-def _in(keys: Sequence[str]) -> str:
-    return f"id in {json.dumps(list(keys))}"
