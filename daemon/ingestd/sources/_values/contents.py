@@ -76,7 +76,7 @@ class Contents:
             return Content(said.content or b"", name or document_id, said.content_type, said.title, metadata)
         data, text = said.text.encode(), None
         content_type = said.content_type
-        if content_type is None or media_type(content_type) == _PLAIN:
+        if content_type is None or content_type == _PLAIN or media_type(content_type) == _PLAIN:
             text = said.text
         else:
             content_type = _in_utf8(content_type)
