@@ -251,7 +251,7 @@ class Ground:
         finally:
             lite.close()
 
-    def check(self) -> dict[str, object]:
+    def check(self) -> dict[str, int]:
         """Check everything, once all members have ended; return the figures."""
         assert not any(member.runs for member in self.members)
         assert self.committed() == self.ends

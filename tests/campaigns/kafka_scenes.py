@@ -145,7 +145,7 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
             victim, other = draw.sample(crew, 2)
             before = victim.returned()
             place.produce(batch)
-            victim.daemon.until(lambda victim=victim: victim.look().get("in_flight", 0) > 50, "it is at work")
+            _until(victim, lambda victim=victim: victim.look().get("in_flight", 0) > 50, "it is at work")
             in_flight = victim.look()["in_flight"]
             victim.daemon.send(signal.SIGSTOP)
             stopped_at = time.monotonic()
@@ -160,7 +160,8 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
             returned = victim.returned() - before
             report("stop", number=number, seconds=round(seconds, 1), in_flight=in_flight, returned=returned)
             place.check_rows(place.expected())  # each time: later edits would hide what this did
-            assert in_flight and (returned or not wish.leases), "it had nothing to give back"
+            assert in_flight, "it had nothing in flight"
+            assert returned or not wish.leases, "it gave nothing back"
         for member in crew:
             member.stop()
         return place.check()

@@ -25,7 +25,7 @@ POISON = "campaign-poison"
 SHARE_OF_POISON = 0.01
 HOT = 0.05
 """The share of documents that get half of the events: edits that follow one another at once."""
-_WORDS = (
+_WORDS = (  # noqa: SIM905 - words to read
     "harbour lantern orchard granite whistle meadow copper saddle thunder ribbon willow engine marble candle "
     "falcon puzzle velvet anchor bucket canyon drizzle ember feather glacier hammer island jungle kettle"
 ).split()
@@ -135,8 +135,8 @@ def _own(name: str) -> list[_Bad]:
         _Bad("not-a-number", key, b'{"text": "a", "metadata": {"n": NaN}}'),
         _Bad("key-twice", key, b'{"text": "a", "text": "b"}'),
         _Bad("half-a-character", key, rb'{"text": "\ud800"}'),
-        _Bad("tombstone-without-key", None, None),
-        _Bad("tombstone-of-no-id", b"\xff\xfe" + key, None),
+        _Bad("tombstone-of-nothing", b"", None),
+        _Bad("tombstone-of-no-text", b"\xff\xfe" + key, None),
         said("no-object", [name]),
         said("id-is-a-number", {"id": 7, "text": "a"}),
         said("text-is-a-number", {"text": 7}),
