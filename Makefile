@@ -14,10 +14,10 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test bench campaign check constraints clean
+.PHONY: help setup run run-kafka test bench campaign check constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP) ## Make .venv with all that the other targets need
 
@@ -41,6 +41,9 @@ run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else need
 	@echo 'When that page says that all is well, search in another terminal:'
 	@echo '  .venv/bin/ingestd search articles "how do I keep my plants alive while I am travelling" --config $(QUICKSTART)'
 	@exec env HF_HUB_OFFLINE=1 $(BIN)/ingestd run --config $(QUICKSTART)
+
+run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples on it, and the daemon
+	@exec $(BIN)/python -m tests.tools.run_kafka
 
 test: $(STAMP) ## Run all the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
