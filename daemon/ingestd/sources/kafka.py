@@ -93,7 +93,7 @@ class Config(BaseModel):
     dead_letter_topic: str | None = Field(
         None, min_length=1, description="A topic that dead letters go to, in place of the state."
     )
-    consumer: dict[str, bool | int | float | str] = Field(
+    consumer: dict[str, bool | int | float | str | tuple[int, ...]] = Field(
         default_factory=dict, description="Options of kafka-python's consumer, such as session_timeout_ms."
     )
 
