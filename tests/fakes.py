@@ -97,6 +97,36 @@ class ManualClock:
         self.now += seconds
 
 
+class ManualLease:
+    """A right that lasts until the test says otherwise (``model.Lease``)."""
+
+    def __init__(self, name: str = "tenure", *, lent: bool = False) -> None:
+        self.id = name
+        self.lent = lent
+        self.ended = False
+        self.allowed = True
+        """What ``enter`` answers: a right can be gone before it is known to be."""
+        self.calls = 0
+        """Calls that are on their way."""
+        self.begun = 0
+        """Calls that were ever allowed."""
+        self.entering: Callable[[], None] = lambda: None
+        """Called first thing in ``enter``."""
+
+    def enter(self) -> bool:
+        """Begin a call, if it is allowed."""
+        self.entering()
+        if self.ended or not self.allowed:
+            return False
+        self.calls += 1
+        self.begun += 1
+        return True
+
+    def leave(self) -> None:
+        """End a call."""
+        self.calls -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """An operation on a sink, and what a search could find right after it."""
@@ -376,7 +406,7 @@ class Bytes:
 
     def read(self) -> Content:
         """Return it."""
-        return Content(self.data, self.name, metadata=self.metadata)
+        return self.at_hand or Content(self.data, self.name, metadata=self.metadata)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def make(
     events: int = 100, size: int = 10_000, is_open: Callable[[], bool] = lambda: True
 ) -> tuple[Lanes, Channel[Event]]:
     """Return lanes, and the channel that they feed."""
-    out: Channel[Event] = Channel("extract", None)
+    out: Channel[Event] = Channel("recall", None)
     return Lanes(out, max_events=events, max_bytes=size, is_open=is_open), out
 
 

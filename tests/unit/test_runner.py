@@ -93,10 +93,11 @@ class Daemon:
         self.pipeline = self._pipeline(broken)
 
     def _pipeline(self, broken: str | None) -> Pipeline:
-        events: Channel[Event] = Channel("extract", None)
+        events: Channel[Event] = Channel("recall", None)
         self.lanes[COLLECTION] = Lanes(events, max_events=50, max_bytes=10_000)
         patience = self.breakers.patience(COLLECTION, lambda: None)
         works: dict[str, Any] = {
+            "recall": self.stages.recall,
             "extract": self.stages.extract,
             "chunk": self.stages.chunk,
             "embed": Embed(self.stages.embed._fields, window=4, patience=patience),
@@ -114,7 +115,7 @@ class Daemon:
             **works,
             window=4,
             linger=0.0,
-            silence=dict.fromkeys(("extract", "chunk", "embed", "write"), 60.0),
+            silence=dict.fromkeys(("recall", "extract", "chunk", "embed", "write"), 60.0),
             settle=self.settle.put,
             pulse=self.pulse,
             fail=self.faults.fail,
@@ -130,6 +131,7 @@ class Daemon:
             self.tally,
             self.pulse,
             self.stop,
+            retries=self.retries,
             once=self.once,
             fail=self.faults.fail,
         )
@@ -296,7 +298,7 @@ def test_a_stop_does_not_wait_for_an_outage(store: SqliteStore) -> None:
     assert (daemon.source.outcomes, daemon.sink.rows) == ([], {})
 
 
-@pytest.mark.parametrize("stage", ["extract", "chunk", "embed", "write"])
+@pytest.mark.parametrize("stage", ["recall", "extract", "chunk", "embed", "write"])
 def test_a_dead_stage_ends_the_process(store: SqliteStore, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An error that is not about a document: exit 1, no clean end, and the daemon does not limp on."""
     daemon = Daemon(store, *many(5), once=False, broken=stage)

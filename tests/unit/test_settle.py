@@ -50,7 +50,7 @@ class Bench:
         self.tally = Tally(Metrics("0"), parked=0)
         self.pulse = Pulse(ManualClock())
         self.source, self.other = ListSource([]), ListSource([], "inbox")
-        self.out: Channel[Event] = Channel("extract", None)
+        self.out: Channel[Event] = Channel("recall", None)
         self.lanes = Lanes(self.out, max_events=100, max_bytes=10_000)
         self.faults: list[tuple[str, BaseException]] = []
         self.batches: list[Sequence[Outcome]] = []

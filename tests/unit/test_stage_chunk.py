@@ -9,14 +9,14 @@ import pytest
 from tests.fakes import COLLECTION, Assembly, LineChunker, MemorySink, delete, open_store, upsert
 
 from ingestd.errors import FatalError
-from ingestd.model import Chunked, Document, Extracted, Outcome, Stage, Verdict, chunk_ids
+from ingestd.model import Chunked, Document, Outcome, Stage, Verdict, chunk_ids
 from ingestd.stages.chunk import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ingestd.model import Event, Span
+    from ingestd.model import Event, Extracted, Span
 
 
 @pytest.fixture
@@ -27,9 +27,8 @@ def stages(tmp_path: Path) -> Iterator[Assembly]:
 
 
 def extracted(stages: Assembly, event: Event) -> Extracted:
-    """Return what the first stage makes of an event."""
-    [result] = stages.extract.process([event])
-    assert isinstance(result, Extracted)
+    """Return what the stages before make of an event."""
+    [result] = stages.extracted([event], [])
     return result
 
 

@@ -38,7 +38,7 @@ def stages(tmp_path: Path) -> Iterator[Assembly]:
 def documents(stages: Assembly, **texts: Sequence[str]) -> list[Chunked]:
     """Return documents in rows, one for each text."""
     events = [upsert(name, "\n".join(lines), at) for at, (name, lines) in enumerate(texts.items())]
-    found = list(stages.chunk.process([one for one in stages.extract.process(events) if not isinstance(one, Outcome)]))
+    found = list(stages.chunk.process(stages.extracted(events, [])))
     return [one for one in found if isinstance(one, Chunked)]
 
 

@@ -1,4 +1,4 @@
-"""What is decided before a document is processed: its order, whether it changed, and what its text is."""
+"""What a document's text is, and whether it changed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes import COLLECTION, NOW, Assembly, Broken, Bytes, MemorySink, delete, open_store, upsert
+from tests.fakes import COLLECTION, Assembly, Broken, Bytes, MemorySink, open_store, upsert
 
 from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError, UnavailableError
-from ingestd.model import Content, Document, DocumentKey, Extracted, Outcome, Verdict, Version, chunk_ids
+from ingestd.model import Content, Document, DocumentKey, Verdict, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ingestd.model import Event
+    from ingestd.model import Event, Extracted, Outcome
     from ingestd.store.sqlite import SqliteStore
 
 KEY = DocumentKey(COLLECTION, "a")
@@ -36,57 +36,19 @@ def stages(store: SqliteStore) -> Assembly:
 
 
 def extracted(stages: Assembly, event: Event) -> Extracted:
-    """Return what goes on to the next stage."""
-    [result] = stages.extract.process([event])
-    assert isinstance(result, Extracted)
+    """Return what goes on to be chunked."""
+    outcomes: list[Outcome] = []
+    [result] = stages.extracted([event], outcomes)
+    assert outcomes == []
     return result
 
 
 def ended(stages: Assembly, event: Event) -> Outcome:
     """Return the outcome of an event that goes no further."""
-    [result] = stages.extract.process([event])
-    assert isinstance(result, Outcome)
-    return result
-
-
-def test_an_older_version_is_superseded_unread(stages: Assembly) -> None:
-    """Within one domain the number decides, before the payload is read: old never overwrites new."""
-    stages.run(upsert("a", "five", 5))
-    for event in (upsert("a", "four", 4), delete("a", 4)):
-        assert ended(stages, event).verdict is Verdict.SUPERSEDED
-    assert stages.extraction.read == ["a"]
-
-
-def test_the_same_version_again_is_unchanged_unread(stages: Assembly) -> None:
-    """A redelivered record costs nothing."""
-    stages.run(upsert("a", "five", 5))
-    outcome = ended(stages, upsert("a", "five", 5))
-    assert (outcome.verdict, outcome.reused, outcome.embedded) == (Verdict.UNCHANGED, 1, 0)
-    assert stages.extraction.read == ["a"]
-
-
-def test_the_same_version_is_redone_where_it_is_in_doubt(stages: Assembly, store: SqliteStore) -> None:
-    """An attempt that did not finish is not applied, though its number is."""
-    stages.run(upsert("a", "five", 5))
-    entry = store.entries([KEY])[KEY]
-    [chunk_id] = chunk_ids("a", ["five"])
-    store.write_ahead([replace(entry, present={}, doubtful=frozenset({chunk_id}))])
-    assert extracted(stages, upsert("a", "five", 5)).digest == entry.content
-
-
-def test_the_same_version_is_redone_after_a_change_of_processing(stages: Assembly, store: SqliteStore) -> None:
-    """Another chunker's rows are not those that are wanted now."""
-    stages.run(upsert("a", "five", 5))
-    entry = store.entries([KEY])[KEY]
-    store.write_ahead([replace(entry, fingerprint="another chunker's")])
-    assert extracted(stages, upsert("a", "five", 5)).version == Version(5, "topic/0")
-
-
-def test_across_domains_the_later_arrival_wins(stages: Assembly) -> None:
-    """A lower number of another partition says nothing about the order."""
-    stages.run(upsert("a", "five", 5))
-    stages.run(upsert("a", "one", 1, domain="topic/1"))
-    assert stages.sink.texts() == {"a": ("one",)}
+    outcomes: list[Outcome] = []
+    assert stages.extracted([event], outcomes) == []
+    [outcome] = outcomes
+    return outcome
 
 
 def test_equal_content_is_unchanged_and_moves_the_version(stages: Assembly, store: SqliteStore) -> None:
@@ -102,57 +64,6 @@ def test_equal_bytes_under_other_metadata_are_a_change(stages: Assembly) -> None
     """Content is the bytes and all that was said about them."""
     stages.run(upsert("a", "same", 5, metadata={"lang": "en"}))
     assert extracted(stages, upsert("a", "same", 6, metadata={"lang": "de"})).digest
-
-
-def test_a_file_gets_a_version_that_is_later_than_the_last(stages: Assembly, store: SqliteStore) -> None:
-    """Microseconds since 1970, or one more than the last, should the clock have been set back."""
-    stages.run(upsert("a", "one"))
-    assert store.entries([KEY])[KEY].version == Version(int(NOW * 1_000_000), "cms")
-    stages.clock.advance(-86_400)
-    stages.run(upsert("a", "two"))
-    assert store.entries([KEY])[KEY].version == Version(int(NOW * 1_000_000) + 1, "cms")
-    stages.clock.advance(86_400 + 1)
-    [deleted] = stages.run(delete("a"))
-    assert deleted.verdict is Verdict.DELETED
-    assert store.entries([KEY])[KEY].version == Version(int((NOW + 1) * 1_000_000), "cms")
-
-
-def test_a_file_that_comes_back_is_written(stages: Assembly) -> None:
-    """A tombstone does not hold a folder's document back: being looked at again is later than any delete."""
-    stages.run(upsert("a", "one"))
-    stages.run(delete("a"))
-    [outcome] = stages.run(upsert("a", "one"))
-    assert outcome.verdict is Verdict.WRITTEN
-    assert stages.sink.texts() == {"a": ("one",)}
-
-
-def test_two_sources_may_not_write_one_document(stages: Assembly) -> None:
-    """The second one is refused with both names and the cure, also to delete; the document stays."""
-    stages.run(upsert("a", "one", 5))
-    for event in (upsert("a", "two", 9, source="inbox"), delete("a", 9, source="inbox")):
-        outcome = ended(stages, event)
-        assert outcome.verdict is Verdict.DEAD_LETTERED
-        assert outcome.failure is not None
-        assert (outcome.failure.stage, outcome.failure.error) == ("source", "DocumentError")
-        assert all(word in outcome.failure.message for word in ("'cms'", "a belongs", "shared_ids"))
-    assert stages.extraction.read == ["a"]
-
-
-def test_a_deleted_document_may_be_taken_over(stages: Assembly) -> None:
-    """A tombstone belongs to nobody."""
-    stages.run(upsert("a", "one", 5))
-    stages.run(delete("a", 6))
-    assert extracted(stages, upsert("a", "two", 9, source="inbox")).event.source == "inbox"
-
-
-def test_shared_ids_let_sources_take_turns(store: SqliteStore) -> None:
-    """With ``shared_ids`` the version decides, and each change of the source is written, though the bytes are equal."""
-    stages = Assembly(store, MemorySink(), shared_ids=True)
-    stages.run(upsert("a", "one", 5))
-    [outcome] = stages.run(upsert("a", "one", 6, source="inbox"))
-    assert outcome.verdict is Verdict.WRITTEN
-    assert {row.source for row in stages.sink.rows.values()} == {"inbox"}
-    assert ended(stages, upsert("a", "old", 5)).verdict is Verdict.SUPERSEDED
 
 
 @pytest.mark.parametrize(
@@ -196,7 +107,7 @@ def test_what_is_not_about_the_document_ends_the_stage(stages: Assembly, error: 
     """Stopping, or a state that is unknown: no document is blamed."""
     stages.extraction.errors["a"] = error
     with pytest.raises(type(error)):
-        list(stages.extract.process([upsert("a", "bytes", 1)]))
+        stages.extracted([upsert("a", "bytes", 1)], [])
 
 
 def test_memory_that_ran_out_is_worth_another_try(stages: Assembly) -> None:

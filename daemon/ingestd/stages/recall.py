@@ -136,6 +136,8 @@ class Recall:
 
     def _cross(self, event: Event, entry: Entry) -> Outcome | None:
         """Judge an event whose version does not compare with the one that is applied: the later arrival wins."""
+        if entry.version.number == BEFORE_ALL:
+            return None  # nothing is: the first version failed
         if entry.version.domain == EXPLICIT:
             return _refused(
                 event,
@@ -143,7 +145,7 @@ class Recall:
                 f"and {event.position} brings none, so nothing says which is newer: send a version with every event "
                 "of the document, deletes too",
             )
-        if event.version is not None and entry.version.number != BEFORE_ALL:
+        if event.version is not None:
             self._on_crossed(event.source)
         return None
 
