@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.fakes import COLLECTION, Assembly, MemorySink, delete, open_store, upsert
 
 from ingestd.engine.reconcile import Reconciled, reconcile
-from ingestd.model import DocumentKey, Verdict, Version, chunk_ids
+from ingestd.model import EXPLICIT, DocumentKey, Verdict, Version, chunk_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,3 +118,17 @@ def test_a_ledger_that_was_lost_is_rebuilt_from_the_rows(store: SqliteStore, sin
         [outcome] = rebuilt.run(upsert("a", "one\nfour", 8))
         assert (outcome.verdict, outcome.embedded) == (Verdict.WRITTEN, 0)
         assert sink.texts() == {"a": ("one", "four"), "b": ("three",)}
+
+
+def test_a_rebuilt_ledger_knows_versions_of_the_producers_own(sink: MemorySink, tmp_path: Path) -> None:
+    """A row that an edit left alone has a greater offset yet: the explicit version is the one that counts."""
+    lines = ["one", "two", "three"]
+    with open_store(tmp_path / "lost") as lost:
+        stages = Assembly(lost, sink)
+        stages.run(upsert("a", "\n".join(lines), 100))
+        edited = upsert("a", "\n".join(["first", *lines[1:]]), 101)
+        stages.run(replace(edited, version=Version(7, EXPLICIT)))
+    assert {row.version for row in sink.rows.values()} == {7, 100}
+    with open_store(tmp_path / "state") as store:
+        assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(rebuilt=1)
+        assert entry(store, "a").version == Version(7, EXPLICIT)

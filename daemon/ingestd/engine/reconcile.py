@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.model import DocumentKey, Entry, Version
+from ingestd.model import EXPLICIT, DocumentKey, Entry, Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
             beat()
         ids.setdefault(row.document_id, []).append(row.id)
         known = versions.get(row.document_id)
-        if known is None or row.version.number > known.number:
+        if known is None or _stands_over(row.version, known):
             versions[row.document_id] = row.version
             sources[row.document_id] = row.source
     return [
@@ -102,6 +102,15 @@ def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
         )
         for document_id, chunk_ids in ids.items()
     ]
+
+
+def _stands_over(version: Version, known: Version) -> bool:
+    """Return whether of two versions that a document's rows have the first is the one that the document has.
+
+    A producer's own is stronger than any other: rows that an edit left alone may have an offset yet, and a greater one.
+    """
+    explicit = version.domain == EXPLICIT
+    return version.number > known.number if explicit == (known.domain == EXPLICIT) else explicit
 
 
 def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
