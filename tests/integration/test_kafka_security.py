@@ -13,7 +13,9 @@ from kafka.admin import KafkaAdminClient
 from tests.fixtures.brokers import create_topic, produce, serve_tls
 
 from ingestd.errors import ConfigError, UnavailableError
-from ingestd.sources._kafka.security import SaslConfig, TlsConfig, client_options, preflight, refused
+from ingestd.sources._kafka.preflight import preflight
+from ingestd.sources._kafka.refusals import refused
+from ingestd.sources._kafka.security import SaslConfig, TlsConfig, client_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,8 @@ from kafka import errors
 from pydantic import SecretStr, ValidationError
 
 from ingestd.errors import ConfigError, UnavailableError
-from ingestd.sources._kafka.security import SaslConfig, TlsConfig, client_options, refused, risks
+from ingestd.sources._kafka.refusals import refused
+from ingestd.sources._kafka.security import SaslConfig, TlsConfig, client_options, risks
 from ingestd.sources._kafka.tokens import OidcTokens
 
 if TYPE_CHECKING:

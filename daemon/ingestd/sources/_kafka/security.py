@@ -1,9 +1,10 @@
 """How brokers are trusted, and how we show them who we are: settings to kafka-python's options.
 
 Owns the sections ``tls`` and ``sasl``, the TLS context (built here, so that a file that cannot be used is named with
-its key), and the promise that no secret gets out: kafka-python writes requests, and the admin client its whole
-configuration, to the log at debug level, and a filter drops those lines. Handing kafka-python the paths of the
-certificates was turned down: it opens them at each connection, where an error says neither file nor key.
+its key), and the promise that no secret gets out: at debug level kafka-python logs requests, the bytes that it sends,
+and the admin client's whole configuration, and a filter drops those lines. Handing kafka-python the paths of the
+certificates was turned down: it opens them at each connection, where an error says neither file nor key. The client is
+not imported here, so that reading a configuration stays quick.
 """
 
 from __future__ import annotations
@@ -19,14 +20,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ingestd.errors import ConfigError
-from ingestd.sources._kafka.preflight import preflight
-from ingestd.sources._kafka.refusals import refused
-from ingestd.sources._kafka.tokens import FileTokens, OidcTokens
 
 if TYPE_CHECKING:
     from kafka.net.sasl.oauth import AbstractTokenProvider
-
-__all__ = ["SaslConfig", "TlsConfig", "client_options", "preflight", "refused", "risks"]
 
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM", "GSSAPI"]
 
@@ -229,6 +225,8 @@ def _sasl_options(sasl: SaslConfig, tls: TlsConfig | None) -> dict[str, Any]:
 
 
 def _tokens(sasl: SaslConfig) -> AbstractTokenProvider:
+    from ingestd.sources._kafka.tokens import FileTokens, OidcTokens  # noqa: PLC0415 - imports the client
+
     if sasl.token_file is not None:
         return FileTokens(sasl.token_file)
     context = ssl.create_default_context()
