@@ -198,16 +198,24 @@ class Registry:
             if error is not None:
                 self._wanted.clear()  # who still wants one asks again, after the back-off
                 self._failure = self._failed(error, self._failure)
-                return
-            self._failure = None
+            else:
+                self._failure = None
+                self._missing.pop(schema_id, None)
             if found is not None:
                 self._known[schema_id] = found
-                self._missing.pop(schema_id, None)
             elif absent is not None:
                 while len(self._missing) >= MISSING_IDS:
                     del self._missing[next(iter(self._missing))]
-                self._missing.pop(schema_id, None)
                 self._missing[schema_id] = (self._clock.monotonic() + MISSING_SECONDS, absent)
+            failure = self._failure
+        if failure is not None:
+            log.warning(
+                "a schema could not be fetched",
+                registry=self._dependency,
+                schema=schema_id,
+                error=failure.message,
+                attempts=failure.attempts,
+            )
 
     def _failed(self, error: Exception, last: _Failure | None) -> _Failure:
         attempts = 1 if last is None else last.attempts + 1
@@ -216,7 +224,6 @@ class Registry:
         if isinstance(error, UnavailableError) and error.wait is not None:
             wait = max(wait, error.wait)
         message = str(error) if isinstance(error, IngestError) else f"{type(error).__name__}: {error}"
-        log.warning("a schema could not be fetched", registry=self._dependency, error=message, attempts=attempts)
         refused = isinstance(error, ConfigError)
         return _Failure(refused, message, attempts, self._clock.monotonic() + wait)
 
