@@ -293,6 +293,10 @@ class Tokenizer(Protocol):
     """The most tokens of a text that the model sees: its length less special tokens and the prompt."""
     digest: str
 
+    def count(self, text: str) -> int:
+        """Return the number of tokens: as many as ``offsets`` has rows, for less."""
+        ...
+
     def offsets(self, text: str) -> NDArray[np.int64]:
         """Return where each token starts and ends in the text, in characters: shape (tokens, 2).
 
@@ -538,8 +542,8 @@ class Store(Ledger, SeenStore, Protocol):
         """
         ...
 
-    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[DocumentKey]:
-        """Remove a source's events that were parked under these leases; return what they were about.
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[Parked]:
+        """Remove a source's events that were parked under these leases; return them, without failures and records.
 
         Args:
             source: The source.

@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes import COLLECTION, FINGERPRINT, NOW, ListSource, ManualClock, delete, open_store, upsert
+from tests.fakes import COLLECTION, FINGERPRINT, NOW, ListSource, ManualClock, ManualLease, delete, open_store, upsert
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pulse import Pulse
 from ingestd.engine.sources import REVIVE, RetryQueue
 from ingestd.engine.tally import Tally
-from ingestd.errors import Superseded
+from ingestd.errors import Superseded, UnavailableError
 from ingestd.metrics import Metrics
 from ingestd.model import DocumentKey, Failure, Fingerprints, Op, Outcome, Stage, Totals, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ingestd.model import Event
@@ -46,7 +46,7 @@ class Bench:
         self.store = store
         self.clock = ManualClock()
         self.stop = threading.Event()
-        self.out: dict[str, Channel[Event]] = {name: Channel("extract", None) for name in (COLLECTION, "notes")}
+        self.out: dict[str, Channel[Event]] = {name: Channel("recall", None) for name in (COLLECTION, "notes")}
         self.open = dict.fromkeys(self.out, True)
         self.lanes = {name: self._lanes(name, most) for name in self.out}
         self.source = ListSource([])
@@ -231,3 +231,155 @@ def test_an_error_in_the_queue_ends_the_process(bench: Bench) -> None:
     bench.store.due = broken  # type: ignore[assignment, method-assign]
     bench.queue.start()
     assert told.wait(DEADLINE)
+
+
+# Leases that end
+
+
+def leased(event: Event, lease: ManualLease) -> Event:
+    """Return the event as it comes under a lease."""
+    return replace(event, lease=lease)
+
+
+def waiting(bench: Bench) -> set[str]:
+    """Return the positions of what is parked."""
+    return {parked.position for parked in bench.store.parked()}
+
+
+def test_what_was_parked_under_a_lease_that_ended_is_withdrawn(bench: Bench) -> None:
+    """It comes from the topic again, elsewhere: it does not come back here, and counts as never accepted."""
+    lost, kept = ManualLease("lost"), ManualLease("kept")
+    bench.park(
+        leased(upsert("a", "x", 1), lost),
+        leased(upsert("b", "x", 2), kept),
+        leased(upsert("c", "x", 3), lost),
+        upsert("file", "x"),
+    )
+    bench.queue.withdraw("cms", {"lost", "another"})
+    assert waiting(bench) == {"topic/0@2", "/file"}
+    assert bench.tally.totals() == Totals(accepted=2, retrying=2)
+    bench.queue._revive()
+    assert {event.position for event in bench.taken()} == {"topic/0@2", "/file"}
+    assert bench.tally.totals() == Totals(accepted=2, in_flight=2)
+
+
+def test_all_that_was_parked_under_any_lease_is_withdrawn(bench: Bench) -> None:
+    """An earlier run's leases are gone, whatever they were; files and other sources' events wait on."""
+    bench.park(leased(upsert("a", "x", 1), ManualLease("one")), leased(upsert("b", "x", 2), ManualLease("two")))
+    bench.park(upsert("file", "x"), leased(upsert("n", "x", 3, source="wiki"), ManualLease("three")))
+    bench.queue.withdraw("cms", None)
+    assert waiting(bench) == {"/file", "topic/0@3"}
+    assert bench.tally.totals() == Totals(accepted=1, retrying=1)
+
+
+def test_an_event_that_was_brought_back_is_withdrawn_by_its_outcome(bench: Bench) -> None:
+    """It is in flight when its lease ends, and is counted once: by the outcome that says that it was returned."""
+    lease = ManualLease("lost")
+    bench.park(leased(upsert("a", "x", 1), lease))
+    bench.queue._revive()
+    [event] = bench.taken()
+    bench.queue.withdraw("cms", {"lost"})
+    assert bench.tally.totals() == Totals(accepted=1, in_flight=1)
+    bench.settle(Outcome(event, Verdict.RETURNED))
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+
+
+def test_a_documents_other_event_is_counted_by_itself(bench: Bench) -> None:
+    """Of two records of a document one is in flight and one waits: the lease's end takes one from each column."""
+    lease = ManualLease("lost")
+    bench.park(leased(upsert("a", "x", 1), lease))
+    bench.queue._revive()
+    [event] = bench.taken()
+    bench.park(leased(upsert("a", "y", 2), lease))
+    bench.queue.withdraw("cms", {"lost"})
+    assert bench.tally.totals() == Totals(accepted=1, in_flight=1)
+    bench.settle(Outcome(event, Verdict.RETURNED))
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+
+
+def test_an_event_that_failed_again_is_not_the_one_that_was_brought_back(bench: Bench) -> None:
+    """Its next try is parked, and withdrawn before the retry queue hears of it: the accounts add up in the end."""
+    lease = ManualLease("lost")
+    bench.park(leased(upsert("a", "x", 1), lease))
+    bench.queue._revive()
+    [event] = bench.taken()
+    again = Outcome(event, Verdict.RETRYING, failure=FAILURE, wait=0.0)
+    settled = bench.store.settle([again], {COLLECTION: PRINTS})
+    bench.tally.settle([again], superseded=settled.superseded)
+    bench.queue.withdraw("cms", {"lost"})
+    bench.queue.settled([again])
+    bench.lanes[COLLECTION].release([event])
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+    bench.queue._revive()
+    assert bench.taken() == []
+
+
+@pytest.mark.parametrize("moment", ["revived", "claimed"])
+def test_a_lease_that_ends_while_its_event_is_brought_back(bench: Bench, moment: str) -> None:
+    """Just after the event was read from the queue it does not come back; once it has its lane, it is in flight."""
+    bench.park(leased(upsert("a", "x", 1), ManualLease("lost")))
+
+    def end(real: Callable[..., object]) -> Callable[..., object]:
+        def ending(*args: object) -> object:
+            bench.queue.withdraw("cms", {"lost"})
+            return real(*args)
+
+        return ending
+
+    if moment == "revived":
+        bench.source.revive = end(bench.source.revive)  # type: ignore[method-assign, assignment]
+    else:
+        bench.tally.revive = end(bench.tally.revive)  # type: ignore[method-assign, assignment]
+    bench.queue._revive()
+    back = bench.taken()
+    assert len(back) == (moment == "claimed")
+    assert bench.tally.totals() == Totals(accepted=len(back), in_flight=len(back))
+    bench.settle(*(Outcome(event, Verdict.RETURNED) for event in back))
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+
+
+def test_what_is_parked_after_its_lease_was_withdrawn_does_not_wait_for_ever(bench: Bench) -> None:
+    """The lease ended while settle was at it: whoever withdraws the lease's events was there too early."""
+    lease = ManualLease("lost")
+    event = leased(upsert("a", "x", 1), lease)
+    bench.submit(event)
+    assert bench.taken() == [event]
+    lease.ended = True
+    bench.queue.withdraw("cms", {"lost"})
+    bench.settle(Outcome(event, Verdict.RETRYING, failure=FAILURE, wait=1000.0))
+    assert waiting(bench) == {"topic/0@1"}
+    bench.queue.start()
+    deadline = time.monotonic() + DEADLINE
+    while waiting(bench):
+        assert time.monotonic() < deadline
+    bench.stop.set()
+    bench.queue.join(DEADLINE)
+    assert (bench.tally.totals(), bench.faults) == (Totals(), [])
+
+
+def test_a_state_that_takes_nothing_leaves_what_is_to_be_withdrawn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is taken out and nothing is counted; the caller hears of it, and asks again."""
+    bench.park(leased(upsert("a", "x", 1), ManualLease("lost")))
+
+    def full(*_args: object) -> Sequence[object]:
+        raise UnavailableError("state", "the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.store, "_write", full)
+        with pytest.raises(UnavailableError):
+            bench.queue.withdraw("cms", {"lost"})
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(accepted=1, retrying=1), {"topic/0@1"})
+    bench.queue.withdraw("cms", {"lost"})
+    assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+
+
+def test_hastened_events_come_back_at_once(bench: Bench) -> None:
+    """Those of the source's positions that are named, and no others."""
+    bench.park(*(upsert(f"d{n}", "x", n) for n in range(3)), wait=1000.0)
+    bench.park(upsert("n", "x", 1, source="wiki"), wait=1000.0)
+    bench.queue.hasten("cms", {"topic/0@1", "topic/0@99"})
+    bench.queue._revive()
+    assert [event.position for event in bench.taken()] == ["topic/0@1"]
+    assert [parked.due_at for parked in bench.store.parked() if parked.source == "wiki"] == [NOW + 1000.0]

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -172,12 +172,15 @@ class RetryQueue:
         self._clock = clock
         self._stop = stop
         self._fail = fail
-        self._active: set[DocumentKey] = set()
-        """Brought back, and not settled yet."""
+        self._active: dict[DocumentKey, _Place] = {}
+        """Brought back, and not settled yet: a document may have other events that are still parked."""
         self._looked_at: set[DocumentKey] | None = None
         """What the last look found; None while it looks."""
         self._settled: set[DocumentKey] = set()
         """Settled since the last look began."""
+        self._late: dict[str, set[str]] = {}
+        """Leases that had ended when their events were parked, by source: whoever withdraws them may have been there
+        before."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retries", daemon=True)
 
@@ -193,16 +196,21 @@ class RetryQueue:
         """Take note of outcomes that are durable: those documents may come back."""
         keys = {outcome.event.key for outcome in outcomes}
         with self._lock:
-            self._active -= keys
+            for key in keys:
+                self._active.pop(key, None)
             self._settled |= keys if self._looked_at is None else keys & self._looked_at
+            for outcome in outcomes:
+                lease = outcome.event.lease
+                if outcome.verdict is Verdict.RETRYING and lease is not None and lease.ended:
+                    self._late.setdefault(outcome.event.source, set()).add(lease.id)
 
     def withdraw(self, source: str, tenures: Collection[str] | None) -> None:
         """Take events out that were parked under leases that have ended. See ``ports.Intake``."""
-        keys = self._store.withdraw(source, tenures)
+        withdrawn = self._store.withdraw(source, tenures)
         with self._lock:
             # One that was brought back already is in flight, and its outcome counts it.
-            waited = sum(key not in self._active for key in keys)
-            self._settled.update(keys)
+            waited = sum(self._active.get(parked.key) != _place(parked) for parked in withdrawn)
+            self._settled.update(parked.key for parked in withdrawn)
         if waited:
             self._tally.withdraw(source, waited)
 
@@ -227,6 +235,7 @@ class RetryQueue:
             while not self._stop.wait(POLL):
                 self._pulse.beat("retries")
                 try:
+                    self._withdraw_late()
                     self._revive()
                 except UnavailableError as error:
                     log.warning("the retry queue cannot be read now", error=str(error))
@@ -236,6 +245,14 @@ class RetryQueue:
             self._fail("retries", error)
         finally:
             self._pulse.end("retries")
+
+    def _withdraw_late(self) -> None:
+        with self._lock:
+            late = {source: frozenset(tenures) for source, tenures in self._late.items() if tenures}
+        for source, tenures in late.items():
+            self.withdraw(source, tenures)
+            with self._lock:
+                self._late[source] -= tenures
 
     def _revive(self) -> None:
         until = time.monotonic() + POLL
@@ -251,8 +268,8 @@ class RetryQueue:
             event = replace(event, attempt=parked.attempt, first_failed_at=parked.first_failed_at)
             self._lanes[parked.key.collection].resume(
                 event,
-                is_current=partial(self._is_current, parked.key),
-                on_accept=partial(self._accepted, parked.key),
+                is_current=partial(self._claim, parked),
+                on_accept=self._tally.revive,
                 patience=max(0.0, until - time.monotonic()),
             )
 
@@ -274,14 +291,28 @@ class RetryQueue:
             self._settled &= self._looked_at
         return ours
 
-    def _is_current(self, key: DocumentKey) -> bool:
-        with self._lock:
-            return key not in self._settled
+    def _claim(self, parked: Parked) -> bool:
+        """Mark an event as brought back, unless it was settled or withdrawn meanwhile; return whether it is.
 
-    def _accepted(self, key: DocumentKey) -> None:
-        self._tally.revive()
+        In one step: if it were marked later, whoever withdraws it in between would count it, and so would its outcome.
+        """
         with self._lock:
-            self._active.add(key)
+            if parked.key in self._settled:
+                return False
+            self._active[parked.key] = _place(parked)
+            return True
+
+
+class _Place(NamedTuple):
+    """Tells a parked event of a document from its others, and from what it is when it has failed once more."""
+
+    source: str
+    position: str
+    attempt: int
+
+
+def _place(parked: Parked) -> _Place:
+    return _Place(parked.source, parked.position, parked.attempt)
 
 
 class _Gone:

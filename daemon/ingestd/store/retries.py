@@ -8,6 +8,7 @@ it meanwhile.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ingestd.model import DocumentKey, Failure, Op, Parked, Stage, Verdict
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from ingestd.model import DeadLetter, Event, Outcome, Record
     from ingestd.store.text import Column
 
-_SUPERSEDED = Failure(Stage.SOURCE, "Superseded", "")
-"""Stands for the failure of a parked event that another one took the place of: nobody asks for it."""
+_MOOT = Failure(Stage.SOURCE, "Superseded", "")
+"""Stands for the failure of an event that was parked and is not any more: nobody asks for it."""
 _MESSAGE = 4_096
 _TRACEBACK = 16_384
 
@@ -47,6 +48,11 @@ _DUE = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
            stage, error, message, NULL, version, domain, tenure, record, value
     FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
+    """
+_OF_TENURE = """
+    SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
+           stage, error, message, NULL, version, domain, tenure, NULL, NULL
+    FROM parked WHERE source = ? AND tenure <> '' AND (? OR tenure = ?)
     """
 _DUE_OF = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
@@ -81,11 +87,16 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, now: float) -> list
         if moot:
             if not itself:
                 where = Op(op), source, from_column(position), attempt, first_failed_at
-                superseded.append(Parked(event.key, *where, due_at=now, failure=_SUPERSEDED, version=version))
+                superseded.append(Parked(event.key, *where, due_at=now, failure=_MOOT, version=version))
             connection.execute("DELETE FROM parked WHERE id = ?", (at,))
     if outcome.verdict is Verdict.RETRYING:
         _park(connection, outcome, now)
     return superseded
+
+
+def any_parked(connection: sqlite3.Connection) -> bool:
+    """Return whether anything waits at all: nearly always not, and then no event has to be looked for."""
+    return connection.execute("SELECT 1 FROM parked LIMIT 1").fetchone() is not None
 
 
 def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: float) -> Counter[str]:
@@ -228,17 +239,17 @@ def hasten(connection: sqlite3.Connection, now: float, source: str | None, posit
     return sum(connection.execute(query, (now, source, everything, to_column(at))).rowcount for at in places)
 
 
-def withdraw(connection: sqlite3.Connection, source: str, tenures: Collection[str] | None) -> list[DocumentKey]:
-    """Remove a source's events that were parked under these leases, or under any; return what they were about."""
-    query = (
-        "DELETE FROM parked WHERE source = ? AND tenure <> '' AND (? OR tenure = ?) RETURNING collection, document_id"
-    )
+def withdraw(connection: sqlite3.Connection, source: str, tenures: Collection[str] | None) -> list[Parked]:
+    """Remove a source's events that were parked under these leases, or under any.
+
+    Returns:
+        Those events, without their failures and records.
+    """
     wanted: Iterable[str] = ("",) if tenures is None else tenures
-    return [
-        DocumentKey(collection, document_id)
-        for tenure in wanted
-        for collection, document_id in connection.execute(query, (source, tenures is None, tenure)).fetchall()
-    ]
+    which = [(source, tenures is None, tenure) for tenure in wanted]
+    found = [record for each in which for record in connection.execute(_OF_TENURE, each)]
+    connection.executemany("DELETE FROM parked WHERE source = ? AND tenure <> '' AND (? OR tenure = ?)", which)
+    return [replace(_parked(record), failure=_MOOT) for record in found]
 
 
 def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:

@@ -344,8 +344,8 @@ class SqliteStore:
         """
         return self._write(partial(retries.hasten, now=now, source=source, positions=positions))
 
-    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[DocumentKey]:
-        """Remove a source's events that were parked under these leases; return what they were about.
+    def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[Parked]:
+        """Remove a source's events that were parked under these leases; return them, without failures and records.
 
         Args:
             source: The source.
