@@ -605,12 +605,16 @@ KEY = {"type": "record", "name": "Key", "fields": [{"name": "tenant", "type": "i
 
 
 def test_avro_keys(setup: Setup) -> None:
-    """A key in the wire format gives the id, of tombstones too; its schema is fetched as a value's is."""
+    """A key in the wire format gives the id, of tombstones and of bad values too; its schema is fetched as a value's."""
     setup.server.avro(6, KEY)
     decode = setup.decoder(AvroFormat(key_format="avro", key_id="$.id"))
     key = avro(6, KEY, {"tenant": 1, "id": 44})
     found = answered(lambda: decode.decode(record(None, key)))
     assert found == Decoded("44", Op.DELETE, None, None, 0)
+    late = setup.decoder(AvroFormat(key_format="avro", key_id="$.id"))
+    with pytest.raises(UnreadableError, match="its value is not in the registry's wire format") as caught:
+        answered(lambda: late.decode(record(b"{}", key)))
+    assert caught.value.document_id == "44"
     with pytest.raises(UnreadableError, match="its key is no record of schema 6"):
         decode.decode(record(None, key[:-1]))
     with pytest.raises(UnreadableError, match="its key is not in the registry's wire format"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from uuid import UUID
 
-from ingestd.errors import ConfigError, UnavailableError
 from ingestd.sources._values.decoded import RefusedError, shown
 from ingestd.sources._values.paths import MISSING
 from ingestd.sources._values.said import kind
@@ -85,12 +84,15 @@ class Identity:
         return self._key(record.key)
 
     def told(self, record: Record) -> str | None:
-        """Return what the key alone tells, for a record whose value is unreadable; None: nothing."""
+        """Return what the key alone tells, for a record whose value is unreadable; None: nothing.
+
+        A key whose schema is being fetched will tell: that it is not there yet goes on to the caller, who asks again.
+        """
         if self._id_from == "value" or not record.key:
             return None
         try:
             return self._key(record.key)
-        except (RefusedError, UnavailableError, ConfigError):
+        except RefusedError:
             return None
 
     def _both(self, key: bytes, said: str) -> str:
