@@ -1,16 +1,17 @@
 """The consumer of kafka-python, set up as this daemon needs it, and what it knows of its place in the group.
 
-Owns every look behind the client's public face. There are three: when a heartbeat was answered, the topics' ids, and
-sleeping in its event loop; ``pyproject.toml`` holds the client to the minor version that they were read in.
+Owns every look behind the client's public face. There are four: when a heartbeat was answered, the topics' ids,
+sleeping in its event loop, and that it creates no topics; ``pyproject.toml`` holds the client to the minor version that
+they were read in.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 from kafka.structs import MemberState
@@ -23,6 +24,8 @@ from ingestd.sources._kafka.tenure import boot_time
 
 if TYPE_CHECKING:
     from ingestd.sources.kafka import Config
+
+C = TypeVar("C", KafkaConsumer, KafkaProducer)
 
 BOOTSTRAP_SECONDS = 5.0
 """Seconds for the first answer of a broker: beyond it the source says that it is away, and tries again."""
@@ -81,13 +84,22 @@ def options(name: str, config: Config) -> dict[str, Any]:
         # Where nothing is committed ``start`` decides; where what is committed is gone, the next that is there.
         "auto_offset_reset": "earliest",
         "enable_auto_commit": False,
-        "allow_auto_create_topics": False,
     }
 
 
 def base_options(config: Config) -> dict[str, Any]:
     """Return the options that every client of these brokers needs."""
     return {"bootstrap_servers": list(config.bootstrap_servers), **client_options(config.tls, config.sasl)}
+
+
+def creating_none(client: C) -> C:
+    """Return a client that is made to create no topic by asking for it, as brokers do by default.
+
+    It has an option for that (``allow_auto_create_topics``), and passes it on to nobody.
+    """
+    cluster = client._cluster if isinstance(client, KafkaConsumer) else client._metadata  # noqa: SLF001 - see above
+    cluster.config["allow_auto_create_topics"] = False
+    return client
 
 
 def connect(name: str, config: Config) -> KafkaConsumer:
@@ -99,7 +111,7 @@ def connect(name: str, config: Config) -> KafkaConsumer:
     """
     chosen = options(name, config)
     try:
-        return KafkaConsumer(**chosen)
+        return creating_none(KafkaConsumer(**chosen))
     except (KafkaError, OSError) as error:
         raise_if_refused(name, error)
         preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")

@@ -18,7 +18,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 from kafka.structs import TopicPartition
 
 from ingestd.errors import ConfigError, UnavailableError
-from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options
+from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, creating_none
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.events import record_of
 from ingestd.sources._kafka.letters import REPLAYED, Said, headers_of, letter_of, replay_headers, without_value
@@ -152,31 +152,34 @@ class LetterTopic:
 
     def _open(self) -> KafkaProducer:
         if self._producer is None:
-            self._producer = KafkaProducer(
-                client_id=f"ingestd-{self._source}-letters",
-                bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
-                acks="all",
-                # An idempotent producer is done for after one record that is too large: every later send fails.
-                enable_idempotence=False,
-                max_in_flight_requests_per_connection=1,
-                max_request_size=LARGEST,
-                max_block_ms=ANSWER_MS,
-                request_timeout_ms=ANSWER_MS,
-                delivery_timeout_ms=2 * ANSWER_MS,
-                **base_options(self._config),
+            self._producer = creating_none(
+                KafkaProducer(
+                    client_id=f"ingestd-{self._source}-letters",
+                    bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
+                    acks="all",
+                    # An idempotent producer is done for after one record that is too large: every later send fails.
+                    enable_idempotence=False,
+                    max_in_flight_requests_per_connection=1,
+                    max_request_size=LARGEST,
+                    max_block_ms=ANSWER_MS,
+                    request_timeout_ms=ANSWER_MS,
+                    delivery_timeout_ms=2 * ANSWER_MS,
+                    **base_options(self._config),
+                )
             )
         return self._producer
 
     def _records(self) -> Iterator[Record]:
         try:
-            consumer = KafkaConsumer(
-                client_id=f"ingestd-{self._source}-letters",
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                allow_auto_create_topics=False,
-                bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
-                **base_options(self._config),
+            consumer = creating_none(
+                KafkaConsumer(
+                    client_id=f"ingestd-{self._source}-letters",
+                    group_id=None,
+                    enable_auto_commit=False,
+                    auto_offset_reset="earliest",
+                    bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
+                    **base_options(self._config),
+                )
             )
             with closing(consumer):
                 yield from _read_all(consumer, self.topic)

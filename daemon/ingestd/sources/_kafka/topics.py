@@ -14,7 +14,7 @@ from kafka.structs import TopicPartition
 
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Check
-from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, connect
+from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, connect, creating_none
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.events import record_of
 
@@ -130,13 +130,15 @@ def read_again(name: str, config: Config, position: str) -> Record | None:
         return None
     partition, offset = TopicPartition(found["topic"], int(found["partition"])), int(found["offset"])
     try:
-        consumer = KafkaConsumer(
-            client_id=f"ingestd-{name}-again",
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
-            **base_options(config),
+        consumer = creating_none(
+            KafkaConsumer(
+                client_id=f"ingestd-{name}-again",
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
+                **base_options(config),
+            )
         )
         with closing(consumer):
             consumer.assign([partition])
