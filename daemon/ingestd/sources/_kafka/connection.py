@@ -1,8 +1,8 @@
 """The consumer of kafka-python, set up as this daemon needs it, and what it knows of its place in the group.
 
-Owns every look behind the client's public face. There are four: when a heartbeat was answered, the topics' ids,
-sleeping in its event loop, and that it creates no topics; ``pyproject.toml`` holds the client to the minor version that
-they were read in.
+Owns every look behind the client's public face. There are five: when a heartbeat was answered, the topics' ids,
+sleeping in its event loop, that it creates no topics, and that it sees a rebalance through; ``pyproject.toml`` holds
+the client to the minor version that they were read in.
 """
 
 from __future__ import annotations
@@ -146,6 +146,16 @@ class Group:
     def rebalancing(self) -> bool:
         """Return whether the group is deciding who owns what."""
         return bool(self._consumer.group_metadata().state == MemberState.REBALANCING)
+
+    def see_through(self) -> None:
+        """Have a rebalance that is under way seen through by the next poll.
+
+        A join that outlasts its poll is gone on with by the next one only if the client still sees why it joined.
+        Where that was a change of the topics or of their partitions it does not, since it has told the group of the
+        change: it would then wait for ever, without a heartbeat.
+        """
+        if self.rebalancing():
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001 - nothing else says it
 
     def generation(self) -> int:
         """Return the number of the group's last rebalance; -1: we are not in the group."""

@@ -130,6 +130,7 @@ class Member:
             records = seat.consumer.poll(timeout_ms=BUSY_MS if len(self._backlog) else IDLE_MS)
         except (KafkaError, OSError) as error:
             return self._failed(seat, error, intake)
+        seat.group.see_through()
         if self._failures:
             self._failures = 0
             self._well()
@@ -275,6 +276,7 @@ class Member:
             while not intake.drained(0.05):
                 seat.consumer.pause(*seat.consumer.assignment())
                 seat.consumer.poll(timeout_ms=0)
+                seat.group.see_through()
                 self._take_note(seat.holdings)
                 if seat.gate.holds():
                     seat.commits.when_due(self._clock.monotonic())
