@@ -36,9 +36,9 @@ _KEYS = 1000
 """Keys in one question or delete: 40 kB of an expression, 0.1 s on Lite."""
 _PAGE = 5000
 """Rows of one page when all are read; a server answers 16,384 at most. Lite looks through all rows for each page."""
-_DOCUMENTS = 250
-"""Documents in one question: 0.05 s on Lite and 10 ms on a server, which lets a Strong read wait 200 to 400 ms anyway
-(20,000 documents). Twice as many have more rows than an answer takes, when each has a dozen chunks."""
+_DOCUMENTS = 500
+"""Documents in one question: 0.1 s on Lite and 10 ms on a server, which lets any Strong read wait 200 to 400 ms (20,000
+rows). Twice as many save nothing on Lite, and have more rows than an answer takes as soon as each has three chunks."""
 _ANSWER = 4096
 """The most rows of an answer about documents: they carry the metadata, and an answer over 64 MiB is refused."""
 _FULL = _ANSWER * 3 // 4
@@ -46,7 +46,8 @@ _FULL = _ANSWER * 3 // 4
 they are merged, so that an answer which is a few short of the limit is not known to be whole."""
 _ALL_KEYS = (0, 16**32)
 """Keys as numbers: from, to before."""
-_PARTS = 8
+_PARTS = 4
+"""In which a full answer is asked for again: documents of two dozen chunks each take one more round."""
 _TOO_MUCH = ("larger than max", "exceed the limit size", "maxOutputSize")
 """What servers say of an answer that they do not send: 64 MiB by gRPC, 100 MB by their own limit."""
 _HITS = 10_000
