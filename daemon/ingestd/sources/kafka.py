@@ -264,14 +264,16 @@ class KafkaSource:
 
     def _check_broker(self) -> Check:
         name, view = f"{self.name}:broker", self._member.view
-        age, session = self._member.heartbeat()
+        silent, session = self._member.silence() or (0.0, SILENCE)
         servers = ", ".join(self._config.bootstrap_servers)
         cure = f"it is tried again by itself; see to the brokers at {servers}"
         if view.trouble is not None:
             return Check(name, ok=False, detail=view.trouble, cure=cure)
-        if age is not None and session is not None and age > min(SILENCE, session):
-            return Check(name, ok=False, detail=f"the group has not answered for {age:.0f} s", cure=cure)
-        return Check(name, ok=True, detail="not asked yet" if age is None else f"answered {age:.0f} s ago")
+        if silent > min(SILENCE, session):
+            return Check(name, ok=False, detail=f"the group has not answered for {silent:.0f} s", cure=cure)
+        if view.stuck is not None:
+            return Check(name, ok=False, detail=view.stuck, cure=cure)
+        return Check(name, ok=True, detail=f"silent for {silent:.0f} s")
 
     def _check_partitions(self) -> Check:
         name, view = f"{self.name}:partitions", self._member.view

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from ingestd.sources._kafka.holdings import Holdings
 
+SILENCE = 18.0
+"""Seconds in which nothing could be committed after which it is said; promised: within 30."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -41,8 +44,12 @@ class Commits:
         self._seconds = seconds
         self._committed: dict[TopicPartition, int] = {}
         self._due = 0.0
+        self._behind: float | None = None
+        """Since when something is done and not committed; None: all is, or a commit has just been answered well."""
         self.refused = 0
         """Commits that were refused."""
+        self.error: KafkaError | None = None
+        """Why the last one was; None: it was not."""
 
     def when_due(self, now: float) -> None:
         """Send what is done and not committed, if it is time; the answer is awaited by nobody."""
@@ -50,8 +57,21 @@ class Commits:
             return
         self._due = now + self._seconds
         offsets = self._watermarks()
-        if offsets:
+        if not offsets:
+            self._behind = None
+            return
+        self._behind = now if self._behind is None else self._behind
+        try:
             self._consumer.commit_async(offsets, callback=self._answered)
+        except KafkaError as error:  # what an earlier one has met comes out here, too
+            self._answered(offsets, error)
+
+    def unanswered(self, now: float) -> str | None:
+        """Return why nothing has been committed for too long, though there is something; None: it has been."""
+        if self._behind is None or now - self._behind < SILENCE:
+            return None
+        reason = "no answer" if self.error is None else told(self.error)
+        return f"what is done cannot be committed, for {now - self._behind:.0f} s: {reason}"
 
     async def at_once(self) -> None:
         """Commit on the client's own thread, before partitions go (``commit`` itself may not be called there)."""
@@ -89,8 +109,10 @@ class Commits:
         return found
 
     def _answered(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], answer: object) -> None:
-        if isinstance(answer, Exception):
+        if isinstance(answer, KafkaError):
             self.refused += 1
+            self.error = answer
             log.info("a commit was refused; its records may come again", source=self._source, error=told(answer))
         else:
+            self._behind = self.error = None
             self._committed.update({partition: offset.offset for partition, offset in offsets.items()})

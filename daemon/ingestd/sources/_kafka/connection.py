@@ -7,6 +7,7 @@ the client to the minor version that they were read in.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,6 +126,7 @@ class Group:
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
         self.session_seconds = consumer.config["session_timeout_ms"] / 1000
+        self._made_at = boot_time()
         self._heard_at: float | None = None
         self._lock = threading.Lock()
         # The client tells nobody when a heartbeat was answered, and its own note is on a clock that stands still
@@ -165,6 +167,11 @@ class Group:
         """Return the seconds since a heartbeat was answered; None: we are not in the group."""
         heard = self._heard_at
         return None if heard is None or self.generation() < 0 else boot_time() - heard
+
+    def silence(self) -> tuple[float, float]:
+        """Return the seconds without an answer of the group, or since we first asked, and how many it takes us for."""
+        silent = boot_time() - (self._made_at if self._heard_at is None else self._heard_at)
+        return silent, self.session_seconds if self.generation() >= 0 else math.inf
 
     def _hear(self, at: float) -> None:
         with self._lock:

@@ -22,6 +22,8 @@ SECONDS = 5.0
 """Between two looks."""
 ANSWER_MS = 2_000.0
 """For the broker's answer."""
+SILENCE = 18.0
+"""Seconds without an answer after which it is said; promised: within 30."""
 QUIET_SECONDS = 3.0
 """Without a record for so long, a partition that is past the end it had is at its end, whatever a fetch says."""
 
@@ -38,6 +40,8 @@ class Ends:
         """Where partitions ended when they were first looked at."""
         self._moved_at: dict[TopicPartition, float] = {}
         self._due = 0.0
+        self._failing: tuple[float, str] | None = None
+        """Since when there has been no answer, and why."""
 
     def look(self, partitions: Iterable[TopicPartition], now: float) -> None:
         """Ask where partitions end, if it is time, or if one was never asked for."""
@@ -47,9 +51,11 @@ class Ends:
         self._due = now + SECONDS
         try:
             found = self._consumer.end_offsets(wanted, timeout_ms=ANSWER_MS)
-        except KafkaError as error:
+        except (KafkaError, KeyError) as error:  # KeyError: of one of them nothing was said
             log.debug("the ends of the partitions are not known now", error=told(error))
+            self._failing = (now if self._failing is None else self._failing[0], told(error))
             return
+        self._failing = None
         for partition, end in found.items():
             self._now[partition] = end
             self._first.setdefault(partition, end)
@@ -64,6 +70,16 @@ class Ends:
         for known in (self._now, self._first, self._moved_at):
             for partition in known.keys() - held:
                 del known[partition]
+
+    def unanswered(self, now: float) -> str | None:
+        """Return why the ends have not been said for too long; None: they have been."""
+        if self._failing is None or now - self._failing[0] < SILENCE:
+            return None
+        return f"no broker has said where partitions end for {now - self._failing[0]:.0f} s: {self._failing[1]}"
+
+    def said(self, partition: TopicPartition) -> int | None:
+        """Return a partition's end as its broker last said it; records of open transactions are beyond it."""
+        return self._now.get(partition)
 
     def of(self, partition: TopicPartition) -> int | None:
         """Return a partition's end; None: not known. A fetch knows it later, and better than some brokers' answer."""

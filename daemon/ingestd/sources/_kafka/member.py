@@ -29,6 +29,7 @@ from ingestd.sources._kafka.view import PartitionView, View
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from kafka import KafkaConsumer
     from kafka.structs import TopicPartition
 
     from ingestd.model import Event, Outcome
@@ -85,10 +86,10 @@ class Member:
         """Return whether a parked record gets no further try. Safe to call from any thread."""
         return position in self._parking.expired
 
-    def heartbeat(self) -> tuple[float | None, float | None]:
-        """Return the seconds since the group answered, and how long it waits for us. Safe to call from any thread."""
+    def silence(self) -> tuple[float, float] | None:
+        """Return ``Group.silence``; None: there is no consumer. Safe to call from any thread."""
         seat = self._seat
-        return (None, None) if seat is None else (seat.group.heartbeat_age(), seat.group.session_seconds)
+        return None if seat is None else seat.group.silence()
 
     def run(self, intake: Intake, *, once: bool) -> None:
         """Consume until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
@@ -107,15 +108,7 @@ class Member:
 
     def _open(self, intake: Intake) -> Seat:
         """Reach the brokers, however long that takes, and ask for partitions."""
-        while True:
-            try:
-                consumer = connect(self._name, self._config)
-            except UnavailableError as error:
-                self._trouble(str(error))
-                self._parking.withdraw(intake, set())
-                intake.wait(RETRY_SECONDS)
-            else:
-                break
+        consumer = self._reach(intake)
         seat = Seat(self._name, consumer, self._config, self._take_note)
         self._failures = 0
         self._well()
@@ -123,6 +116,15 @@ class Member:
         self._seat = seat
         log.info("consuming", source=self._name, group=self._config.group_id, assignment=self._config.assignment)
         return seat
+
+    def _reach(self, intake: Intake) -> KafkaConsumer:
+        while True:
+            try:
+                return connect(self._name, self._config)
+            except UnavailableError as error:
+                self._trouble(str(error))
+                self._parking.withdraw(intake, set())
+                intake.wait(RETRY_SECONDS)
 
     def _turn(self, seat: Seat, intake: Intake) -> Seat:
         """Go round once; return the seat, which may be another one after failures without end."""
@@ -143,7 +145,10 @@ class Member:
         self._steer(seat)
         if seat.gate.holds():
             seat.commits.when_due(now)
+            if seat.commits.error is not None:
+                raise_if_refused(self._name, seat.commits.error)
             seat.ends.look([tenure.partition for tenure in seat.holdings.tenures()], now)
+            seat.progress.look(seat.holdings.tenures(), now, paused=self._paused)
         self._parking.unstick(seat.holdings.tenures(), intake, now)
         self._show(seat, now)
         return seat
@@ -241,6 +246,9 @@ class Member:
         return all(seat.ends.is_worked_off(tenure, now) for tenure in seat.holdings.tenures())
 
     def _show(self, seat: Seat, now: float) -> None:
+        stuck = seat.progress.stuck() or seat.ends.unanswered(now) or seat.commits.unanswered(now)
+        if stuck is not None and self.view.stuck is None:
+            log.warning("the group answers, and yet it does not go on", source=self._name, reason=stuck)
         partitions = tuple(
             PartitionView(
                 tenure.partition,
@@ -254,6 +262,7 @@ class Member:
             self.view,
             since=self.view.since if bool(partitions) == bool(self.view.partitions) else now,
             partitions=partitions,
+            stuck=stuck,
             waits_for=self._backlog.waits_for,
             rebalances=seat.rebalances,
             refused_commits=seat.commits.refused,

@@ -18,6 +18,7 @@ from ingestd.sources._kafka.commits import Commits
 from ingestd.sources._kafka.connection import Group, domain_of, pause_loop
 from ingestd.sources._kafka.ends import Ends
 from ingestd.sources._kafka.holdings import Holdings
+from ingestd.sources._kafka.progress import Progress
 from ingestd.sources._kafka.tenure import Gate
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self.holdings = Holdings(self.gate, lambda partition: domain_of(consumer, *partition), consumer.seek)
         self.commits = Commits(source, consumer, self.holdings, config.commit_seconds)
         self.ends = Ends(consumer)
+        self.progress = Progress(consumer, self.ends)
         self.rebalances = 0
         self.failed: Exception | None = None
         """What a callback failed with: a fault of ours, for the client makes an error of its own of it."""

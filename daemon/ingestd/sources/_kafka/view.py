@@ -38,6 +38,8 @@ class View:
     partitions: tuple[PartitionView, ...] = ()
     trouble: str | None = None
     """Why the last poll failed, or no broker answers."""
+    stuck: str | None = None
+    """Why records that are there do not come, though the group answers."""
     waits_for: str | None = None
     """Why records cannot be read now: the schema registry is away."""
     rebalances: int = 0
