@@ -286,6 +286,7 @@ def test_an_outage_is_no_bad_document(setup: Setup, fault: str | int, why: str) 
     assert why in failure(lambda: decode.decode(one))
     for _ in range(20):
         assert why in failure(lambda: decode.decode(one))
+        assert not setup.registries[0]._wanted
     assert len(setup.server.asked) == 1
     setup.server.fault = None
     setup.clock.advance(registry_module.FIRST_BACKOFF)
@@ -605,7 +606,7 @@ KEY = {"type": "record", "name": "Key", "fields": [{"name": "tenant", "type": "i
 
 
 def test_avro_keys(setup: Setup) -> None:
-    """A key in the wire format gives the id, of tombstones and of bad values too; its schema is fetched as a value's."""
+    """A key in the wire format gives the id, of tombstones and bad values too; its schema is fetched as a value's is."""
     setup.server.avro(6, KEY)
     decode = setup.decoder(AvroFormat(key_format="avro", key_id="$.id"))
     key = avro(6, KEY, {"tenant": 1, "id": 44})
