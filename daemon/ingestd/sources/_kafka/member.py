@@ -42,6 +42,8 @@ IDLE_MS = 200.0
 """The longest poll with nothing to do: outcomes are taken note of between polls."""
 BUSY_MS = 10.0
 """The longest poll while something waits for room."""
+REBALANCE_MS = 1000.0
+"""The longest poll during a rebalance: a join whose answer comes between two polls is begun again by the client."""
 RETRY_SECONDS = 1.0
 """After a poll that failed, or a broker that did not answer."""
 REBUILD_AFTER = 30
@@ -129,7 +131,7 @@ class Member:
     def _turn(self, seat: Seat, intake: Intake) -> Seat:
         """Go round once; return the seat, which may be another one after failures without end."""
         try:
-            records = seat.consumer.poll(timeout_ms=BUSY_MS if len(self._backlog) else IDLE_MS)
+            records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
         except (KafkaError, OSError) as error:
             return self._failed(seat, error, intake)
         seat.group.see_through()
@@ -152,6 +154,11 @@ class Member:
         self._parking.unstick(seat.holdings.tenures(), intake, now)
         self._show(seat, now)
         return seat
+
+    def _poll_ms(self, seat: Seat) -> float:
+        if seat.group.rebalancing():
+            return REBALANCE_MS
+        return BUSY_MS if len(self._backlog) else IDLE_MS
 
     def _failed(self, seat: Seat, error: Exception, intake: Intake) -> Seat:
         """Judge a poll that failed: end, or wait a little, or begin with another consumer."""
