@@ -10,6 +10,7 @@ An atomic swap by a "current version" filter was turned down: every reader would
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -29,6 +30,8 @@ R = TypeVar("R")
 
 RUN = 1_000
 """Rows of one call: it is made again from its beginning when it fails."""
+PROMPT = 1.0
+"""Seconds within which a call's leases are entered, all of them. A rebalance waits longer than that for a call."""
 
 
 @dataclass(slots=True)
@@ -108,8 +111,9 @@ class Write:
             self._open[chunked.event.key] = _Open(chunked, before)
             touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
             if touched:
-                changes = {"present": dict(chunked.kept), "doubtful": frozenset(touched)}
-                ahead.append(replace(before, **changes, tenure=tenure_of(chunked.event)))
+                tenure = tenure_of(chunked.event)
+                kept, doubtful = dict(chunked.kept), frozenset(touched)
+                ahead.append(replace(before, present=kept, doubtful=doubtful, tenure=tenure))
         if ahead:
             self._hold(lambda: self._ledger.write_ahead(ahead))
 
@@ -186,8 +190,8 @@ class Write:
         """Return the outcome of a version for which the ledger was wrong: try again at once, knowing better."""
         chunked = document.chunked
         touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
-        changes = {"present": dict(chunked.kept), "doubtful": frozenset(touched)}
-        entry = replace(document.before, **changes, tenure=tenure_of(chunked.event))
+        tenure = tenure_of(chunked.event)
+        entry = replace(document.before, present=dict(chunked.kept), doubtful=frozenset(touched), tenure=tenure)
         error = TransientError(
             f"{len(document.missing)} of the chunks that the ledger knows were not in Milvus; they are embedded again",
             wait=0.0,
@@ -275,20 +279,24 @@ def _leased(documents: Sequence[_Open], call: Callable[[], R]) -> R:
         _LeaseEnded: No call was made.
     """
     leases = {lease.id: lease for document in documents if (lease := document.chunked.event.lease) is not None}
-    entered: list[Lease] = []
-    try:
-        for lease in leases.values():
-            if lease.enter():
-                entered.append(lease)  # noqa: PERF401 - one that raises must not lose the others
-        if len(entered) < len(leases):
-            for document in documents:
-                lease = document.chunked.event.lease
-                document.lost = document.lost or (lease is not None and lease not in entered)
-            raise _LeaseEnded
-        return call()
-    finally:
-        for lease in entered:
-            lease.leave()
+    while True:
+        began = time.monotonic()
+        entered: dict[str, Lease] = {}
+        try:
+            for lease in leases.values():
+                if lease.enter():
+                    entered[lease.id] = lease
+            if len(entered) < len(leases):
+                for document in documents:
+                    lease = document.chunked.event.lease
+                    document.lost = document.lost or (lease is not None and lease.id not in entered)
+                raise _LeaseEnded
+            # One that had to wait for a rebalance may have kept the others for longer than theirs waited for them.
+            if time.monotonic() - began < PROMPT and not any(lease.ended for lease in entered.values()):
+                return call()
+        finally:
+            for lease in entered.values():
+                lease.leave()
 
 
 def _tombstone(document: _Open) -> Tombstone:
