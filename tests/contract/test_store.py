@@ -20,6 +20,7 @@ from ingestd.model import (
     Op,
     Outcome,
     Parked,
+    Record,
     Seen,
     Settled,
     Stage,
@@ -592,6 +593,180 @@ def test_metadata_counts_as_part_of_the_original(reopen: Callable[..., SqliteSto
     first, second = store.dead_letters()
     assert (first.metadata, first.data) == ({"k": "v" * 20}, b"x" * 20)
     assert (second.metadata, second.data, second.size) == ({}, None, 20)
+
+
+# Records, and the leases that they came under
+
+
+class Lease:
+    """A lease of which only what is stored counts (``model.Lease``)."""
+
+    ended = False
+
+    def __init__(self, name: str, *, lent: bool = False) -> None:
+        self.id, self.lent = name, lent
+
+    def enter(self) -> bool:
+        """Begin a call: nobody makes one here."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """End it."""
+        raise NotImplementedError
+
+
+RECORDS = [
+    Record("t", 0, 0, 1_700_000_000_000, b"key", b'{"id": "a"}', (("h", b"\x00\xff"), ("h", None), ("ü", b""))),
+    Record("t", 3, 2**62, -1, None, b"", ()),
+    Record("t.ü", 1, 5, 0, b"\x00\xff", None, ()),
+]
+
+
+def of_record(record: Record, lease: Lease | None = None) -> Event:
+    """Return the event of a record."""
+    event = upsert(f"d{record.offset}", source="cms", position=record.position, lease=lease, record=record)
+    return replace(event, version=Version(record.offset, "t"))
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_parked_record_comes_back_whole(reopen: Callable[..., SqliteStore], record: Record) -> None:
+    """Key, value, headers and timestamp, each of them bytes, empty or null as it was: enough to make its event again."""
+    reopen().settle([retrying(of_record(record, Lease("tenure")))], FINGERPRINTS)
+    store = reopen()
+    [waits] = store.due(NOW + 99, 9)
+    assert (waits.record, waits.tenure, waits.version) == (record, "tenure", Version(record.offset, "t"))
+    assert [(each.record, each.tenure) for each in store.due(NOW + 99, 9, [("cms", "articles")])] == [
+        (record, "tenure")
+    ]
+    assert store.parked() == [replace(waits, record=None)], "a list of what waits needs no copies of it"
+
+
+def test_the_tenure_of_an_entry_is_kept(store: SqliteStore) -> None:
+    """It says under which lease the entry can be relied on; the last one counts."""
+    known = entry(upsert())
+    store.write_ahead([known, replace(known, tenure="first")])
+    assert store.entries([known.key])[known.key].tenure == "first"
+    store.settle([replace(written(upsert()), entry=replace(known, tenure="second"))], FINGERPRINTS)
+    assert [each.tenure for each in store.collection_entries("articles")] == ["second"]
+    store.write_ahead([known])
+    assert store.entries([known.key]) == {known.key: known}
+
+
+def test_what_was_parked_under_a_lease_can_be_withdrawn(store: SqliteStore) -> None:
+    """By source and lease, each once; what waits here and nowhere else (a file, a replay on a loan) stays."""
+    parked = [
+        upsert("a", version=1, source="cms", lease=Lease("one")),
+        upsert("a", version=2, source="cms", lease=Lease("two")),
+        upsert("b", version=3, source="cms", lease=Lease("one")),
+        upsert("c", version=4, source="cms", lease=Lease("loan", lent=True)),
+        upsert("d", version=5, source="wiki", lease=Lease("one")),
+        upsert("e"),
+    ]
+    store.settle([retrying(event) for event in parked], FINGERPRINTS)
+
+    def left() -> list[str]:
+        return sorted(each.key.document_id + each.position[-1] for each in store.parked())
+
+    assert store.withdraw("cms", []) == store.withdraw("cms", {"none"}) == []
+    gone = store.withdraw("cms", {"one", "none"})
+    assert sorted((each.key.document_id, each.source, each.position, each.attempt, each.tenure) for each in gone) == [
+        ("a", "cms", "topic/0@1", 2, "one"),
+        ("b", "cms", "topic/0@3", 2, "one"),
+    ]
+    assert left() == ["a2", "c4", "d5", "ee"]
+    assert store.waiting([("cms", "articles")]) == 2
+    assert [each.tenure for each in store.withdraw("cms", None)] == ["two"]
+    assert store.withdraw("cms", None) == []
+    assert left() == ["c4", "d5", "ee"]
+
+
+def test_some_events_of_a_source_are_hastened(store: SqliteStore) -> None:
+    """Those of its positions that are named, or all of its own; another source's wait as they did."""
+    positions = ["topic/0@1", "/n\udcff"]
+    events = [upsert("a", source="cms", position=at) for at in [*positions, "topic/0@2"]]
+    store.settle([retrying(event, 500.0) for event in [*events, upsert("a", position=positions[0])]], FINGERPRINTS)
+    assert store.hasten(NOW + 1, "cms", []) == 0
+    assert store.hasten(NOW + 1, "cms", [*positions, "topic/0@9"]) == 2
+    assert sorted(each.position for each in store.due(NOW + 1, 9)) == sorted(positions)
+    assert store.hasten(NOW + 2, "cms") == 3
+    assert sorted(each.due_at for each in store.parked()) == [NOW + 1, NOW + 1, NOW + 2, NOW + 500]
+
+
+def test_sources_are_told_which_parked_events_were_superseded(store: SqliteStore) -> None:
+    """Each with its place, so that its source can move on past it; not the event's own earlier try."""
+    for number in (1, 2):
+        store.settle([retrying(upsert(version=number, source="cms"))], FINGERPRINTS)
+    [first, _second] = store.due(NOW + 99, 9)
+    settled = store.settle([written(replace(again(first), version=Version(3, "topic/0")))], FINGERPRINTS)
+    assert settled.superseded == 1
+    [other] = settled.replaced
+    assert (other.key, other.source, other.position, other.version) == (
+        first.key,
+        "cms",
+        "topic/0@2",
+        Version(2, "topic/0"),
+    )
+
+
+def test_what_is_returned_leaves_nothing_but_its_entry(store: SqliteStore) -> None:
+    """Another member does it: it neither waits here, nor mends or supersedes anything, nor was it seen."""
+    event = upsert(version=5, source="cms", signature="s", lease=Lease("one"))
+    store.settle([dead(upsert(version=3, source="cms")), retrying(upsert(version=4, source="cms"))], FINGERPRINTS)
+    store.settle([retrying(event)], FINGERPRINTS)
+    waits = next(each for each in store.parked() if each.position == event.position)
+    returned = Outcome(replace(again(waits), signature="s"), Verdict.RETURNED, entry(event), failure=FAILURE)
+    assert store.settle([returned], FINGERPRINTS) == Settled()
+    assert [each.position for each in store.parked()] == ["topic/0@4"]
+    assert [letter.position for letter in store.dead_letters()] == ["topic/0@3"]
+    assert list(store.seen("cms")) == []
+    assert store.entries([event.key]) == {event.key: entry(event)}
+
+
+@pytest.mark.parametrize("content", [None, Content(b"the text", "name", "text/plain", None, {"k": 1}, text="the text")])
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_dead_letter_keeps_the_record_as_it_came(
+    reopen: Callable[..., SqliteStore], record: Record, content: Content | None
+) -> None:
+    """Its value is the original, not what was read out of it; what else was read stands beside it."""
+    reopen().settle([dead(of_record(record), None if record.value is None else content)], FINGERPRINTS)
+    store = reopen()
+    [letter] = store.dead_letters()
+    assert (letter.record, letter.data, letter.version) == (record, record.value, Version(record.offset, "t"))
+    if record.value is not None:
+        assert letter.size == len(record.value)
+        read = ("name", "text/plain", {"k": 1}) if content else (f"d{record.offset}", None, {})
+        assert (letter.name, letter.content_type, letter.metadata) == read
+    assert store.requeue([letter.id]) == {"cms": 1}
+    [waits] = store.due(NOW, 9)
+    assert (waits.record, waits.tenure, waits.attempt) == (record, "", 1)
+    assert store.withdraw("cms", None) == [], "a replay waits here and nowhere else"
+
+
+def test_a_record_that_is_too_large_is_a_reference(reopen: Callable[..., SqliteStore]) -> None:
+    """Of its value the size is kept, and it is read again from its place; its headers count as well."""
+    store = reopen(keep_bytes=500, dead_letter_bytes=1500)
+
+    def kept(record: Record) -> tuple[int | None, bool, bool]:
+        store.settle([dead(of_record(record))], FINGERPRINTS)
+        letter = list(store.dead_letters())[-1]
+        assert letter.position == record.position
+        return letter.size, letter.data is not None, letter.record == record
+
+    small = Record("t", 0, 1, 0, b"k", b"x" * 500)
+    assert kept(small) == (500, True, True)
+    assert kept(replace(small, offset=2, value=b"x" * 501)) == (501, False, False)
+    assert kept(replace(small, offset=3, value=b"x", headers=(("h", b"x" * 500),))) == (1, True, False)
+    assert kept(replace(small, offset=4, value=None, headers=(("h", b"x" * 500),))) == (None, False, False)
+    assert kept(replace(small, offset=5)) == (500, False, False), "there is no room for all of it any more"
+    assert store.discard([1]) == 1
+    assert kept(replace(small, offset=6)) == (500, True, True)
+
+
+def test_an_original_that_is_left_out_leaves_its_record_out(store: SqliteStore) -> None:
+    """A list of letters reads no values: a record without its value would be a tombstone."""
+    store.settle([dead(of_record(record)) for record in RECORDS], FINGERPRINTS)
+    assert [letter.record for letter in store.dead_letters(data=False)] == [None, None, RECORDS[2]]
+    assert [letter.record for letter in store.dead_letters()] == RECORDS
 
 
 # All together

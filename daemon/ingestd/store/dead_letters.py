@@ -147,24 +147,34 @@ class Settlement:
             letter, kept_before = same
             self._connection.execute(_REPLACE, (*said, letter))
         content = _original(event, outcome.content)
-        if content is not None:  # or else what an earlier try has read is still the best there is
-            self._keep(letter, content, kept_before)
-        if event.record is not None:
-            query = "UPDATE dead_letters SET record = ? WHERE id = ?"
-            self._connection.execute(query, (pack(event.record), letter))
+        packed = None if event.record is None else pack(event.record)
+        if content is not None or packed is not None:  # or else what an earlier try has read is still the best there is
+            self._keep(letter, content, packed, kept_before)
 
-    def _keep(self, letter: int | None, content: Content, kept_before: int) -> None:
+    def _keep(self, letter: int | None, content: Content | None, packed: bytes | None, kept_before: int) -> None:
+        room = self._limits.total_bytes - (self._kept - kept_before)
+        if packed is not None and len(packed) > min(self._limits.each_bytes, room):
+            packed = None  # headers may be as large as values; the topic has them
+        kept = len(packed or b"")
+        query = "UPDATE dead_letters SET record = ?, kept = ? WHERE id = ?"
+        self._connection.execute(query, (packed, kept, letter))
+        if content is not None:
+            kept += self._keep_content(letter, content, kept, room - kept)
+        self._kept += kept - kept_before
+
+    def _keep_content(self, letter: int | None, content: Content, kept_before: int, room: int) -> int:
+        """Keep of an original what there is room for; return its bytes."""
         # Without room for its metadata either, a letter still says which document failed, and why.
-        room = min(self._limits.each_bytes, self._limits.total_bytes - (self._kept - kept_before))
+        room = min(self._limits.each_bytes, room)
         metadata = canonical_json(dict(content.metadata)).decode()
         kept = len(metadata) if content.metadata else 0
         if kept > room:
             metadata, kept = "{}", 0
         data = content.data if len(content.data) <= min(self._limits.each_bytes, room - kept) else None
         kept += len(data or b"")
-        self._kept += kept - kept_before
-        said = (to_column(content.name), to_column(content.content_type), metadata, len(content.data), kept, data)
-        self._connection.execute(_KEEP, (*said, letter))
+        what = (to_column(content.name), to_column(content.content_type), metadata, len(content.data))
+        self._connection.execute(_KEEP, (*what, kept_before + kept, data, letter))
+        return kept
 
     def _mend(self, outcome: Outcome) -> int:
         event = outcome.event
