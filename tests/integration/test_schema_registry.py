@@ -606,7 +606,7 @@ KEY = {"type": "record", "name": "Key", "fields": [{"name": "tenant", "type": "i
 
 
 def test_avro_keys(setup: Setup) -> None:
-    """A key in the wire format gives the id, of tombstones and bad values too; its schema is fetched as a value's is."""
+    """A key in the wire format gives the id, of tombstones and bad values too; its schema is fetched likewise."""
     setup.server.avro(6, KEY)
     decode = setup.decoder(AvroFormat(key_format="avro", key_id="$.id"))
     key = avro(6, KEY, {"tenant": 1, "id": 44})
