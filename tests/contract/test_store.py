@@ -630,7 +630,7 @@ def of_record(record: Record, lease: Lease | None = None) -> Event:
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_parked_record_comes_back_whole(reopen: Callable[..., SqliteStore], record: Record) -> None:
-    """Key, value, headers and timestamp, each of them bytes, empty or null as it was: enough to make its event again."""
+    """Key, value, headers and timestamp, each of them bytes, empty or null as it was: its event can be made again."""
     reopen().settle([retrying(of_record(record, Lease("tenure")))], FINGERPRINTS)
     store = reopen()
     [waits] = store.due(NOW + 99, 9)
@@ -744,7 +744,7 @@ def test_a_dead_letter_keeps_the_record_as_it_came(
 
 def test_a_record_that_is_too_large_is_a_reference(reopen: Callable[..., SqliteStore]) -> None:
     """Of its value the size is kept, and it is read again from its place; its headers count as well."""
-    store = reopen(keep_bytes=500, dead_letter_bytes=1500)
+    store = reopen(keep_bytes=500, dead_letter_bytes=1000)
 
     def kept(record: Record) -> tuple[int | None, bool, bool]:
         store.settle([dead(of_record(record))], FINGERPRINTS)
