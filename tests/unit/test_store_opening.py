@@ -17,6 +17,7 @@ import pytest
 
 from ingestd.errors import ConfigError, FatalError
 from ingestd.model import (
+    Content,
     DocumentKey,
     Entry,
     Event,
@@ -24,13 +25,14 @@ from ingestd.model import (
     Fingerprints,
     Op,
     Outcome,
+    Record,
     Stage,
     Verdict,
     Version,
 )
 from ingestd.store import runs
 from ingestd.store.lock import StateLock
-from ingestd.store.migrations import MIGRATIONS
+from ingestd.store.migrations import APPLICATION_ID, MIGRATIONS
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -179,6 +181,24 @@ def test_an_older_schema_is_not_looked_at(tmp_path: Path) -> None:
         SqliteStore.read_only(tmp_path, clock=time)
 
 
+def as_of(state: Path, version: int) -> None:
+    """Put a state back to what an earlier version of the program would have made of it."""
+    now, then = state / "ingestd.db", state / "then.db"
+    with closing(sqlite3.connect(then)) as connection:
+        for statement in (statement for step in MIGRATIONS[:version] for statement in step):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("ATTACH ? AS now", (str(now),))
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT NULL").fetchall()
+        for (table,) in tables:
+            if table not in {"holdings", "sqlite_sequence", "confirmations"}:
+                columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+                connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
+        connection.commit()
+    then.replace(now)
+
+
 def test_a_state_of_the_first_schema_is_counted_at_its_opening(tmp_path: Path) -> None:
     """What was stored before anything kept count is counted once, and from then on as it changes."""
     other = replace(ENTRY, key=DocumentKey("notes", "b"), present={f"{at:032x}": b"d" * 16 for at in range(3)})
@@ -196,18 +216,41 @@ def test_a_state_of_the_first_schema_is_counted_at_its_opening(tmp_path: Path) -
             store.settle([outcome], {"articles": Fingerprints("p", "q")})
         before = (store.counts(), store.sources(), store.rows("notes"), store.waiting([("cms", "articles")]))
     assert before[2:] == (3, 1)
-    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
-        query = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
-        for (trigger,) in connection.execute(query).fetchall():
-            connection.execute(f"DROP TRIGGER {trigger}")
-        connection.execute("DROP TABLE holdings")
-        connection.execute("DROP INDEX parked_by_owner")
-        connection.execute("PRAGMA user_version = 1")
+    as_of(tmp_path, 1)
     with opened(tmp_path) as store:
         after = (store.counts(), store.sources(), store.rows("notes"), store.waiting([("cms", "articles")]))
         assert after == before
         store.write_ahead([replace(other, source="cms", present={})])
         assert (store.rows("notes"), store.counts()["cms"].documents) == (0, 1)
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_a_state_of_before_records_goes_on(tmp_path: Path, version: int) -> None:
+    """Of any earlier schema: what was written, parked or dead-lettered knew no lease and no record, and says so."""
+    event = Event(DocumentKey("articles", "c"), Op.UPSERT, "inbox", "/n\udcff", None)
+    failure = Failure(Stage.EMBED, "TransientError", "429")
+    fingerprints = {"articles": Fingerprints("p", "q")}
+    with opened(tmp_path) as store:
+        store.write_ahead([ENTRY])
+        store.settle([Outcome(event, Verdict.RETRYING, failure=failure, wait=0.0)], fingerprints)
+        store.settle([Outcome(event, Verdict.DEAD_LETTERED, content=Content(b"x", "n"), failure=failure)], fingerprints)
+        store.settle([Outcome(event, Verdict.RETRYING, failure=failure, wait=0.0)], fingerprints)
+        before = (store.entries([KEY]), store.parked(), list(store.dead_letters()), store.counts())
+    as_of(tmp_path, version)
+    record = Record("t", 0, 7, 0, b"k", b"v")
+    with opened(tmp_path) as store:
+        assert (store.entries([KEY]), store.parked(), list(store.dead_letters()), store.counts()) == before
+        assert store.withdraw("inbox", None) == []
+        store.write_ahead([replace(ENTRY, tenure="lease")])
+        assert store.entries([KEY])[KEY].tenure == "lease"
+        late = replace(event, source="cms", position=record.position, record=record)
+        store.settle([Outcome(late, Verdict.RETRYING, failure=failure, wait=0.0)], fingerprints)
+        store.settle([Outcome(replace(late, position="t/0@8"), Verdict.DEAD_LETTERED, failure=failure)], fingerprints)
+        assert [parked.record for parked in store.due(time.time() + 1, 9)] == [None, record]
+        assert [letter.record for letter in store.dead_letters()] == [None, record]
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
