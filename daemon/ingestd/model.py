@@ -285,13 +285,28 @@ class Row:
     """Everything else that is known about the document."""
     vectors: Mapping[str, DenseVector | SparseVector] = field(default_factory=dict)
 
+    def with_vectors(self, vectors: Mapping[str, DenseVector | SparseVector]) -> Row:
+        """Return the row with its vectors: what ``dataclasses.replace`` does, in a fifth of the time."""
+        return Row(
+            self.id,
+            self.document_id,
+            self.version,
+            self.domain,
+            self.chunk_index,
+            self.text,
+            self.source,
+            self.fields,
+            self.metadata,
+            vectors,
+        )
+
     def digest(self) -> Digest:
         """Return a digest of all that an upsert would change beside the vectors.
 
         The version counts in the row of the first chunk only: an edit then touches one row and the changed ones,
         and the document's latest version can still be read from Milvus alone, as the greatest of its rows'.
         """
-        version = [self.version, self.domain] if self.chunk_index == 0 else []
+        version = (self.version, self.domain) if self.chunk_index == 0 else ()
         said = [self.document_id, self.chunk_index, self.source, dict(self.fields), dict(self.metadata), version]
         return hashlib.sha256(canonical_json(said)).digest()[:16]
 
@@ -332,6 +347,8 @@ class Chunked:
     """In Milvus, with the right vectors; another field differs."""
     stale: tuple[ChunkId, ...]
     """In Milvus, perhaps, and no longer wanted."""
+    digests: Mapping[ChunkId, Digest]
+    """Of all rows that the document should have."""
 
     @property
     def event(self) -> Event:
@@ -616,9 +633,13 @@ Vectors: TypeAlias = "DenseVectors | SparseVectors"
 """One vector a text, in the texts' order; ``len(v)`` and ``v[i]`` work on both."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+"""Made once: ``json.dumps`` makes one for each call with options."""
+
+
 def canonical_json(value: object) -> bytes:
     """Return one and the same UTF-8 text for equal values: sorted keys, no spaces, surrogates escaped."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    return _CANONICAL.encode(value).encode("ascii")
 
 
 def chunk_ids(document_id: str, texts: Iterable[str]) -> list[ChunkId]:
@@ -633,14 +654,18 @@ def chunk_ids(document_id: str, texts: Iterable[str]) -> list[ChunkId]:
         texts: What the embedder sees of each chunk, in the document's order.
     """
     occurrences: Counter[str] = Counter()
+    document = hashlib.sha256(_prefixed(str(CHUNK_ID_SCHEME)) + _prefixed(document_id))
     ids = []
     for text in texts:
         occurrence = occurrences[text]
         occurrences[text] += 1
-        hasher = hashlib.sha256()
-        for part in (str(CHUNK_ID_SCHEME), document_id, text, str(occurrence)):
-            encoded = part.encode("utf-8", "surrogatepass")
-            hasher.update(len(encoded).to_bytes(8, "big"))
-            hasher.update(encoded)
+        hasher = document.copy()
+        hasher.update(_prefixed(text) + _prefixed(str(occurrence)))
         ids.append(hasher.hexdigest()[:32])
     return ids
+
+
+def _prefixed(text: str) -> bytes:
+    """Return a text in UTF-8 behind its length, so that no two lists of texts run together to the same bytes."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return len(encoded).to_bytes(8, "big") + encoded

@@ -58,6 +58,6 @@ class WholeChunker:
         if size > MAX_BYTES:
             raise DocumentError(f"the text has {size} bytes, and one chunk may have {MAX_BYTES}: {_CURE}")
         limit = self._tokenizer.limit
-        if limit is not None and (tokens := len(self._tokenizer.offsets(whole))) > limit:
+        if limit is not None and (tokens := self._tokenizer.count(whole)) > limit:
             raise DocumentError(f"the text has {tokens} tokens, and the embedder's model sees {limit}: {_CURE}")
         return (span,)

@@ -121,6 +121,13 @@ class FileTokenizer:
             yield from zip((start for start, _ in group), encoded, strict=True)
 
 
+_ASCII_KINDS = bytes(
+    ord("w") if re.match(r"\w", chr(code)) else ord(" ") if re.match(r"\s", chr(code)) else ord(".")
+    for code in range(256)
+)
+"""Of each ASCII character: part of a word, white space, or a sign."""
+
+
 class WhitespaceTokenizer:
     r"""Words and single signs of punctuation, as ``ports.Tokenizer``: for an embedder without a vocabulary.
 
@@ -140,7 +147,11 @@ class WhitespaceTokenizer:
 
     def count(self, text: str) -> int:
         """Return the number of tokens."""
-        return sum(1 for _ in self._TOKEN.finditer(text))
+        if not text.isascii():
+            return len(self._TOKEN.findall(text))
+        # The same without a match for each token: a tenth of the time.
+        kinds = text.encode("ascii").translate(_ASCII_KINDS)
+        return kinds.count(b".") + len(kinds.replace(b".", b" ").split())
 
     def offsets(self, text: str) -> NDArray[np.int64]:
         """Return where each token starts and ends in the text, in characters: shape (tokens, 2), int64."""

@@ -37,7 +37,13 @@ class Channel(Generic[T]):
         self._items: deque[T] = deque()
         self._weight = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._filled = threading.Condition(self._lock)
+        self._waiting: dict[int, int] = {}
+        """The weight that each waiting reader waits for: to be woken for every item would cost more than the item."""
+        self._wanted = 0
+        """The least of them; 0: nobody waits."""
 
     @property
     def name(self) -> str:
@@ -59,16 +65,16 @@ class Channel(Generic[T]):
             Stopped: The channel was closed; the item was not added.
         """
         weight = self._weigh(item)
-        with self._changed:
+        with self._lock:
             while not self._closed and self._is_full(weight):
-                self._changed.wait(1.0)
+                self._room.wait(1.0)
                 if beat is not None:
                     beat()
             if self._closed:
                 raise Stopped(self._name)
             self._items.append(item)
             self._weight += weight
-            self._changed.notify_all()
+            self._wake()
 
     def extend(self, items: Sequence[T]) -> None:
         """Add items to an unbounded channel, in their order.
@@ -78,12 +84,12 @@ class Channel(Generic[T]):
         """
         if not items:
             return
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Stopped(self._name)
             self._items.extend(items)
             self._weight += sum(self._weigh(item) for item in items)
-            self._changed.notify_all()
+            self._wake()
 
     def take(self, limit: int, linger: float, patience: float) -> list[T] | None:
         """Return the next items: as many as the limit takes, waiting a little for more to come.
@@ -96,32 +102,54 @@ class Channel(Generic[T]):
         Returns:
             A batch; an empty one when nothing came in time; None when the channel is closed and empty.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._items or self._closed, patience):
-                return []
-            if not self._items:
-                return None
-            deadline = time.monotonic() + linger
-            while self._weight < limit and not self._closed:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0 or not self._changed.wait(remaining):
-                    break
-            return self._remove(limit)
+        with self._lock:
+            if not self._wait(1, patience):
+                return None if self._closed else []
+            # Whatever else is put meanwhile wakes nobody before the batch is full.
+            while linger and self._weight < limit and not self._closed and self._wait(limit, linger):
+                pass
+            return self._remove(limit) if self._items else None if self._closed else []
 
     def clear(self) -> list[T]:
         """Take out all that waits."""
-        with self._changed:
+        with self._lock:
             items = list(self._items)
             self._items.clear()
             self._weight = 0
-            self._changed.notify_all()
+            self._room.notify_all()
             return items
 
     def close(self) -> None:
         """Let readers take what is there and then end; writers are refused from now on."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._room.notify_all()
+            self._filled.notify_all()
+
+    def _wait(self, weight: int, seconds: float) -> bool:
+        """Wait until so much is there; return whether it came to be, in time and before the channel was closed."""
+        deadline = time.monotonic() + seconds
+        me = threading.get_ident()
+        self._waiting[me] = weight
+        self._wanted = min(self._waiting.values())
+        try:
+            while not self._has(weight):
+                remaining = deadline - time.monotonic()
+                if self._closed or remaining <= 0:
+                    return False
+                self._filled.wait(remaining)
+            return True
+        finally:
+            del self._waiting[me]
+            self._wanted = min(self._waiting.values(), default=0)
+
+    def _has(self, weight: int) -> bool:
+        # The first item counts whatever it weighs.
+        return self._weight >= weight or (weight == 1 and bool(self._items))
+
+    def _wake(self) -> None:
+        if self._wanted and (self._weight >= self._wanted or self._wanted == 1):
+            self._filled.notify_all()
 
     def _is_full(self, weight: int) -> bool:
         return self._capacity is not None and bool(self._items) and self._weight + weight > self._capacity
@@ -136,5 +164,5 @@ class Channel(Generic[T]):
             batch.append(self._items.popleft())
             taken += weight
         self._weight -= taken
-        self._changed.notify_all()
+        self._room.notify_all()
         return batch

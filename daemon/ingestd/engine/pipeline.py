@@ -23,6 +23,10 @@ PassOn: TypeAlias = "Callable[[Out, Callable[[], None]], None]"
 
 RECALLED = 500
 """Events that are looked up at a time: where Milvus has to be asked, in one question."""
+CHUNKED = 32
+"""Documents that are cut at a time."""
+LINGER = 0.002
+"""Seconds for a few more to come: threads that hand over one by one cost more than what they hand over."""
 WAITING_DOCUMENTS = 64
 """Extracted documents that wait to be chunked."""
 WRITE_BATCH = 1_000
@@ -107,12 +111,12 @@ class Pipeline:
             else:
                 extracted.put(item, beat)
 
-        recalling = stage("recall", recall, events, Appetite(RECALLED, silence=silence["recall"]), pass_recalled)
+        recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), pass_recalled)
         reading = [
             stage(f"extract-{number}", extract, recalled, Appetite(1, silence=silence["extract"]), extracted.put)
             for number in range(1, readers + 1)
         ]
-        chunking = stage("chunk", chunk, extracted, Appetite(16, silence=silence["chunk"]), chunked.put)
+        chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), chunked.put)
         embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [

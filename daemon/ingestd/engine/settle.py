@@ -7,6 +7,7 @@ disk, a full dead-letter store) is held: nothing is dropped, and nothing moves.
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import replace
 from itertools import groupby
@@ -35,6 +36,8 @@ LINGER = 0.005
 """Seconds to wait for more outcomes: a commit costs about as much."""
 
 log = structlog.get_logger(__name__)
+_plain = logging.getLogger(__name__)
+"""The logger behind it, which knows what is wanted."""
 
 
 class Settle:
@@ -185,6 +188,9 @@ def _superseded(parked: Parked) -> Outcome:
 
 
 def _report(outcome: Outcome) -> None:
+    loud = outcome.verdict in {Verdict.DEAD_LETTERED, Verdict.RETRYING}
+    if not loud and not _plain.isEnabledFor(logging.DEBUG):
+        return  # a line that nobody wants costs as much as a small document
     said = {
         "document_id": outcome.event.key.document_id,
         "collection": outcome.event.key.collection,

@@ -7,6 +7,7 @@ about a document, and it ends the process: nothing limps on.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -24,6 +25,8 @@ Out = TypeVar("Out")
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
 
+SAYING = 0.5
+"""Seconds between two heartbeats of a stage whose results come quickly: each costs as much as a small document."""
 PATIENCE = 1.0
 """Seconds that a stage waits for something to do before it beats again."""
 
@@ -82,6 +85,7 @@ class StageThread(Generic[In, Out]):
         self._settle = settle
         self._pulse = pulse
         self._fail = fail
+        self._said = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -118,10 +122,12 @@ class StageThread(Generic[In, Out]):
                     self._settle(result)
                 else:
                     self._pass_on(result, self._beat)
-                self._begin()
+                if time.monotonic() - self._said > SAYING:
+                    self._begin()
 
     def _beat(self) -> None:
         self._pulse.beat(self.name)
 
     def _begin(self) -> None:
+        self._said = time.monotonic()
         self._pulse.busy(self.name, "a batch", self._appetite.silence)

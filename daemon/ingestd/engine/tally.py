@@ -84,18 +84,29 @@ class Tally:
                     self._verdicts[outcome.verdict] += 1
                 self._embedded += outcome.embedded
                 self._reused += outcome.reused
-        for outcome in outcomes:
-            self._export(outcome)
+        self._export(outcomes)
 
-    def _export(self, outcome: Outcome) -> None:
-        metrics, collection = self._metrics, outcome.event.key.collection
-        metrics.settled(outcome.event.source, outcome.verdict, 1)
-        metrics.embedding.chunks_embedded.labels(collection=collection).inc(outcome.embedded)
-        metrics.embedding.chunks_reused.labels(collection=collection).inc(outcome.reused)
-        if outcome.verdict is Verdict.WRITTEN and not outcome.embedded + outcome.reused:
-            metrics.stages.empty_documents.labels(collection=collection).inc()
-        if outcome.verdict is Verdict.DEAD_LETTERED and outcome.failure is not None:
-            metrics.events.dead_letters.labels(stage=outcome.failure.stage.value, error=outcome.failure.error).inc()
+    def _export(self, outcomes: Sequence[Outcome]) -> None:
+        """Bring the metrics up to date: summed up first, since each counter costs as much as a small document."""
+        metrics = self._metrics
+        settled: Counter[tuple[str, str]] = Counter()
+        embedded: Counter[str] = Counter()
+        reused: Counter[str] = Counter()
+        for outcome in outcomes:
+            collection = outcome.event.key.collection
+            settled[outcome.event.source, outcome.verdict.value] += 1
+            embedded[collection] += outcome.embedded
+            reused[collection] += outcome.reused
+            if outcome.verdict is Verdict.WRITTEN and not outcome.embedded + outcome.reused:
+                metrics.stages.empty_documents.labels(collection=collection).inc()
+            if outcome.verdict is Verdict.DEAD_LETTERED and outcome.failure is not None:
+                failure = outcome.failure
+                metrics.events.dead_letters.labels(stage=failure.stage.value, error=failure.error).inc()
+        for (source, verdict), count in settled.items():
+            metrics.settled(source, verdict, count)
+        for collection in embedded:
+            metrics.embedding.chunks_embedded.labels(collection=collection).inc(embedded[collection])
+            metrics.embedding.chunks_reused.labels(collection=collection).inc(reused[collection])
 
     def totals(self) -> Totals:
         """Return the accounts as they are now."""

@@ -66,6 +66,7 @@ class Chunk:
             kept={row.id: digests[row.id] for row in rows if present.get(row.id) == digests[row.id]},
             rewritten=tuple(row for row in rows if row.id in present and present[row.id] != digests[row.id]),
             stale=tuple(sorted((present.keys() | doubtful) - digests.keys())),
+            digests=digests,
         )
 
     def _rows(self, extracted: Extracted, document: Document) -> list[Row]:

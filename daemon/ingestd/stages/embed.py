@@ -7,7 +7,7 @@ is checked before it goes on. A row that a model cannot embed is found by halvin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from ingestd.devices.check import check
@@ -94,7 +94,7 @@ class Embed:
                 document.outcome = document.outcome or failed(event, Stage.EMBED, result, content)
                 continue
             for (document, row), vectors in zip(pieces, result, strict=True):
-                document.done.append(replace(row, vectors=vectors))
+                document.done.append(row.with_vectors(vectors))
         for document in {id(piece.document): piece.document for piece in run}.values():
             yield self._window_of(document)
 

@@ -78,14 +78,19 @@ class Write:
         sink: The collection.
         ledger: Written ahead of the collection.
         fingerprint: Of the collection's processing.
+        shared: Whether other processes write the collection too: what was written under a lease is then never relied
+            on once that has ended, in whatever state it was left, and the ledger need not say ahead what is touched.
         patience: Holds on to a batch while Milvus or the state is away.
     """
 
-    def __init__(self, sink: Sink, ledger: Ledger, *, fingerprint: str, patience: Patience) -> None:
+    def __init__(
+        self, sink: Sink, ledger: Ledger, *, fingerprint: str, patience: Patience, shared: bool = False
+    ) -> None:
         self._sink = sink
         self._ledger = ledger
         self._fingerprint = fingerprint
         self._patience = patience
+        self._shared = shared
         self._open: dict[DocumentKey, _Open] = {}
 
     def process(self, batch: Sequence[Embedded | Abandoned]) -> Iterator[Outcome]:
@@ -110,7 +115,7 @@ class Write:
             before = chunked.extracted.entry or _nothing(chunked)
             self._open[chunked.event.key] = _Open(chunked, before)
             touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
-            if touched:
+            if touched and not (self._shared and chunked.event.lease is not None):
                 tenure = tenure_of(chunked.event)
                 kept, doubtful = dict(chunked.kept), frozenset(touched)
                 ahead.append(replace(before, present=kept, doubtful=doubtful, tenure=tenure))
@@ -166,14 +171,13 @@ class Write:
     def _done(self, document: _Open) -> Outcome:
         chunked, extracted = document.chunked, document.chunked.extracted
         deleted = chunked.event.op is Op.DELETE
-        rows = (*chunked.new, *chunked.rewritten)
         entry = Entry(
             key=chunked.event.key,
             source=chunked.event.source,
             version=extracted.version,
             fingerprint=self._fingerprint,
             content=extracted.digest,
-            present={**chunked.kept, **{row.id: row.digest() for row in rows}},
+            present=chunked.digests,
             deleted=deleted,
             tenure=tenure_of(chunked.event),
         )

@@ -129,12 +129,12 @@ _FIRST = (
 _SIZE = "documents, tombstones, rows, seens, parked, dead_letters"
 
 
-def _counting(table: str, happening: str, changes: str, of: str, sign: str) -> str:
+def _counting(table: str, happening: str, changes: str, of: str, sign: str, *, when: str = "1") -> str:
     """Return a trigger that adds to, or takes from, what is held for the owner of a record."""
     # No ON CONFLICT here: within a trigger the policy of the statement that set it off would count instead.
     return f"""
         CREATE TRIGGER {table}_{happening.lower()}_{"counted" if sign == "+" else "discounted"}
-        AFTER {happening} ON {table} BEGIN
+        AFTER {happening} ON {table} WHEN {when} BEGIN
             INSERT INTO holdings (source, collection)
                 SELECT {of}.source, {of}.collection WHERE NOT EXISTS (
                     SELECT 1 FROM holdings WHERE source = {of}.source AND collection = {of}.collection
@@ -200,6 +200,28 @@ _CONFIRMED_DOCUMENTS = (
     """,
 )
 
+_SAME_OWNER = "OLD.source = NEW.source AND OLD.collection = NEW.collection"
+
+_QUICKER_COUNTS = (
+    # An entry is changed twice for each version, and hardly ever comes to be another source's: one look at the two
+    # sizes, and one change of the counts where they differ.
+    "DROP TRIGGER entries_update_discounted",
+    "DROP TRIGGER entries_update_counted",
+    f"""
+        CREATE TRIGGER entries_update_recounted AFTER UPDATE ON entries
+        WHEN {_SAME_OWNER}
+            AND (OLD.deleted <> NEW.deleted OR length(OLD.present) <> length(NEW.present)) BEGIN
+            UPDATE holdings SET
+                documents = documents + (NOT NEW.deleted) - (NOT OLD.deleted),
+                tombstones = tombstones + NEW.deleted - OLD.deleted,
+                rows = rows + length(NEW.present) / 32 - length(OLD.present) / 32
+            WHERE source = NEW.source AND collection = NEW.collection;
+        END
+        """,  # noqa: S608 - this module's columns
+    _counting("entries", "UPDATE", _OF_ENTRY, "OLD", "-", when=f"NOT ({_SAME_OWNER})"),
+    _counting("entries", "UPDATE", _OF_ENTRY, "NEW", "+", when=f"NOT ({_SAME_OWNER})"),
+)
+
 _RECORDS = (
     # Of Kafka: under which lease an entry was written or an event parked, and the record that it came from.
     "ALTER TABLE entries ADD COLUMN tenure TEXT NOT NULL DEFAULT ''",
@@ -209,7 +231,7 @@ _RECORDS = (
     "ALTER TABLE dead_letters ADD COLUMN record BLOB",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS, _CONFIRMED_DOCUMENTS, _RECORDS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _HOLDINGS, _CONFIRMED_DOCUMENTS, _RECORDS, _QUICKER_COUNTS)
 
 
 def schema_version(connection: sqlite3.Connection, path: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingestd.model import Settled
+from ingestd.model import Settled, Verdict
 from ingestd.store import dead_letters, ledger, retries, seens
 
 if TYPE_CHECKING:
@@ -39,12 +39,16 @@ def settle(
     letters = dead_letters.Settlement(connection, limits, now)
     superseded: list[Parked] = []
     mended = 0
+    # One statement for all, and the last word on a document stands.
+    entries = {outcome.entry.key: outcome.entry for outcome in outcomes if outcome.entry is not None}
+    ledger.put(connection, entries.values())
+    parked = retries.any_parked(connection)
     for outcome in outcomes:
         fingerprint = fingerprints[outcome.event.key.collection]
-        if outcome.entry is not None:
-            ledger.put(connection, (outcome.entry,))
         seens.settle(connection, outcome, fingerprint)
-        superseded += retries.settle(connection, outcome, now)
+        if parked or outcome.verdict is Verdict.RETRYING:
+            parked = True
+            superseded += retries.settle(connection, outcome, now)
         mended += letters.settle(outcome, fingerprint)
     letters.check()
     return Settled(superseded=len(superseded), mended=mended, replaced=tuple(superseded))
