@@ -6,12 +6,13 @@ import click
 
 from ingestd import __version__
 from ingestd.cli.check import check
+from ingestd.cli.letters import dead_letters
 from ingestd.cli.produce import produce
 from ingestd.cli.run import run
 from ingestd.cli.schema import schema
 from ingestd.cli.search import search
 from ingestd.cli.show import configuration
-from ingestd.cli.state import dead_letters, forget, retries, status
+from ingestd.cli.state import forget, retries, status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,6 +17,7 @@ from ingestd.model import Check
 from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, connect, creating_none
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.events import record_of
+from ingestd.sources._kafka.security import risks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,8 @@ def probe(name: str, config: Config) -> Iterator[Check]:
         return
     with closing(consumer):
         yield Check(f"{name}:broker", ok=True, detail=f"{servers} answer")
+        for risk in risks(config.tls, config.sasl):
+            yield Check(f"{name}:security", ok=True, detail=risk)
         try:
             yield from _topics(name, config, consumer)
         except KafkaError as error:
