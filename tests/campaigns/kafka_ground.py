@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
@@ -338,7 +339,8 @@ def _without_leases(workplace: Workplace) -> None:
     folder = workplace.root / "without-leases"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_WITHOUT_LEASES)
-    workplace.environment["PYTHONPATH"] = str(folder)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    workplace.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 _WITHOUT_LEASES = """\
@@ -346,4 +348,5 @@ from ingestd.sources._kafka.tenure import Tenure
 
 Tenure.enter = lambda self: True
 Tenure.leave = lambda self: None
+Tenure.ended = property(lambda self: False)
 """
