@@ -503,11 +503,11 @@ def test_secrets_are_masked(
 
 
 def test_the_shipped_configurations_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The annotated one and the quick start's are valid as they are."""
+    """The annotated one and the quick starts' are valid as they are."""
     monkeypatch.chdir(ROOT)
-    for name in ("ingestd", "quickstart"):
+    for name, source in (("ingestd", "inbox"), ("quickstart", "inbox"), ("kafka-quickstart", "cms")):
         settings = config.load(ROOT / "config" / f"{name}.toml")
-        assert settings.sources.keys() == {"inbox"}
+        assert settings.sources.keys() == {source}
         assert settings.used_embedders() == ["minilm", "splade"]
 
 
@@ -543,6 +543,24 @@ def keys_of(model: type[BaseModel], table: str) -> dict[str, set[str]]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 found |= keys_of(inner, f"{table}.{name}" if table else name)
     return found
+
+
+def test_the_annotated_kafka_source_is_valid_as_it_is() -> None:
+    """With each of its lines put in force in turn: what is commented out there can be copied."""
+    lines = SHIPPED.read_text().splitlines()
+    section = lines[lines.index("# [sources.cms]") :]
+    plain = [line.removeprefix("# ") for line in section if KEY.match(line) or line.startswith("# [")]
+    at = next(at for at, line in enumerate(plain) if line.startswith("[sources.cms.schema_registry]"))
+    main, rest = plain[1:at], plain[at:]
+    base = {line.partition(" = ")[0]: line for line in reversed(main)}
+    base.pop("topic_pattern")
+    chosen = [base, *({**base, line.partition(" = ")[0]: line} for line in main if "topic_pattern" not in line)]
+    # Certificates that are not there are for the start to find; of two ways to get a token one is named.
+    secured = [line for line in rest if not line.startswith(("token", "client_", "scope", "ca_file", "kerb"))]
+    for keys in chosen:
+        text = "\n".join([MINIMAL, "[sources.cms]", *keys.values()])
+        loaded = config.load(write("\n".join([text, *secured])))
+        assert loaded.sources["cms"].type == "kafka"
 
 
 def test_the_annotated_configuration_names_every_key() -> None:

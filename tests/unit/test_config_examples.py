@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from ingestd import config
-
-if TYPE_CHECKING:
-    import pytest
+from ingestd.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 
 
 def test_each_example_is_read_here() -> None:
     """An example that no test reads would grow old in silence."""
-    assert {"server.toml", "sidecar.env"} == {path.name for path in EXAMPLES.iterdir()}
+    assert {"kafka.toml", "server.toml", "sidecar.env"} == {path.name for path in EXAMPLES.iterdir()}
 
 
 def test_the_server_takes_its_token_from_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +26,20 @@ def test_the_server_takes_its_token_from_a_secret(tmp_path: Path, monkeypatch: p
     assert settings.milvus.token.get_secret_value() == "root:hunter2"
     assert {"handbook", "minutes"} == settings.sources.keys()
     assert {"minilm", "splade"} == set(settings.used_embedders())
+
+
+def test_members_without_a_disk_take_their_password_from_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither file nor variables hold one; without the secret the configuration is refused."""
+    monkeypatch.chdir(tmp_path)
+    secrets = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"sources\.cms\.sasl.*password"):
+        config.load(EXAMPLES / "kafka.toml", secrets)
+    (tmp_path / "ingestd_sources__cms__sasl__password").write_text("hunter2\n")
+    settings = config.load(EXAMPLES / "kafka.toml", secrets)
+    assert settings.stateless
+    assert "hunter2" not in repr(settings)
 
 
 def test_a_container_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
