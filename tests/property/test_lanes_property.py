@@ -17,7 +17,7 @@ from ingestd.engine.lanes import Lanes
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ingestd.model import DocumentKey, Event
 
@@ -49,7 +49,12 @@ class Watch:
         self.active: Counter[DocumentKey] = Counter()
         self.order: defaultdict[DocumentKey, list[int]] = defaultdict(list)
         self.faults: list[str] = []
+        self.accepted = 0
         self._lock = threading.Lock()
+
+    def accept(self, count: int = 1) -> None:
+        """Events are accepted: no stage may have seen them yet."""
+        self.accepted += count  # inside the lanes' lock
 
     def begin(self, event: Event) -> None:
         """A stage takes an event."""
@@ -62,38 +67,45 @@ class Watch:
             if sum(self.active.values()) > EVENTS:
                 self.faults.append("more events than the budget")
 
-    def end(self, event: Event) -> None:
-        """Its outcome is settled."""
+    def end(self, *events: Event) -> None:
+        """Their outcomes are settled together."""
         with self._lock:
-            self.active[event.key] -= 1
-        self.lanes.release([event])
+            self.active.subtract(event.key for event in events)
+        self.lanes.release(events)
+
+    def hand_in(self, events: Sequence[Event], at_a_time: int) -> None:
+        """A source offers so many at a time, and submits what is not taken."""
+        left = list(events)
+        while left:
+            if at_a_time and (count := self.lanes.offer(left[:at_a_time], on_accept=self.accept)):
+                del left[:count]
+            else:
+                self.lanes.submit(left.pop(0), on_accept=self.accept, beat=nothing)
+            with self.lanes._changed:  # both as of one moment
+                if self.lanes.events > EVENTS or (self.lanes.bytes > BYTES and self.lanes.events > 1):
+                    self.faults.append("over the budget")
+
+    def work(self, out: Channel[Event], at_a_time: int, *, together: bool) -> None:
+        """A stage takes so many at a time, and ends them together or one by one."""
+        while (batch := out.take(at_a_time, 0.0, 1.0)) is not None:
+            for event in batch:
+                self.begin(event)
+            for some in [batch] if together else [[event] for event in reversed(batch)]:
+                self.end(*some)
 
 
 @settings(max_examples=25, deadline=None)
-@given(order=orders, seed=st.integers(0, 3))
-def test_each_document_in_order_and_alone(order: list[tuple[str, int]], seed: int) -> None:
-    """One thread submits, three take and release: order and solitude hold, and the lanes are empty in the end."""
-    out: Channel[Event] = Channel("extract", None)
+@given(order=orders, seed=st.integers(0, 3), at_a_time=st.integers(0, 7))
+def test_each_document_in_order_and_alone(order: list[tuple[str, int]], seed: int, at_a_time: int) -> None:
+    """One thread submits or offers, three take and release: order and solitude hold, all are counted, none is left."""
+    out: Channel[Event] = Channel("recall", None)
     lanes = Lanes(out, max_events=EVENTS, max_bytes=BYTES)
     watch = Watch(lanes)
     events = [upsert(document, "x" * size, at) for at, (document, size) in enumerate(order)]
 
-    def stage(number: int) -> None:
-        while (batch := out.take(1 + (number + seed) % 3, 0.0, 1.0)) is not None:
-            for event in batch:
-                watch.begin(event)
-            for event in reversed(batch):
-                watch.end(event)
-
-    def source() -> None:
-        for event in events:
-            lanes.submit(event, on_accept=nothing, beat=nothing)
-            if lanes.events > EVENTS or (lanes.bytes > BYTES and lanes.events > 1):
-                watch.faults.append("over the budget")
-
     with ThreadPoolExecutor(4) as pool, ending(lanes, out):
-        stages = [pool.submit(stage, number) for number in range(3)]
-        pool.submit(source).result(DEADLINE)
+        stages = [pool.submit(watch.work, out, 1 + (number + seed) % 3, together=seed > 1) for number in range(3)]
+        pool.submit(watch.hand_in, events, at_a_time).result(DEADLINE)
         assert lanes.wait_idle(DEADLINE)
         out.close()
         for future in stages:
@@ -103,6 +115,7 @@ def test_each_document_in_order_and_alone(order: list[tuple[str, int]], seed: in
     for at, event in enumerate(events):
         expected[event.key].append(at)
     assert expected == watch.order
+    assert watch.accepted == len(events)
     assert (lanes.events, lanes.bytes) == (0, 0)
 
 
@@ -110,7 +123,7 @@ class Traffic:
     """Sources, the retry queue and stages around lanes, each on threads of its own."""
 
     def __init__(self, stop_after: int | None) -> None:
-        self.out: Channel[Event] = Channel("extract", None)
+        self.out: Channel[Event] = Channel("recall", None)
         self.lanes = Lanes(self.out, max_events=EVENTS, max_bytes=BYTES)
         self.watch = Watch(self.lanes)
         self.accepted = self.ended = 0
@@ -122,6 +135,14 @@ class Traffic:
         """Submit an event of each document."""
         for at, document in enumerate(documents):
             self.lanes.submit(upsert(document, "x", at), on_accept=self._accept, beat=nothing)
+
+    def offers(self, documents: list[str]) -> None:
+        """Offer an event of each document, some at a time, as often as it takes."""
+        left = [upsert(document, "x", at) for at, document in enumerate(documents)]
+        while left:
+            if (count := self.lanes.offer(left[:3], on_accept=self._accept)) == 0:
+                self.lanes.wait_idle(0.01)
+            del left[:count]
 
     def retries(self, documents: list[str]) -> None:
         """Bring an event of each document back, where its lane is free."""
@@ -140,8 +161,8 @@ class Traffic:
                     if self.ended == self.stop_after:
                         self.reached.set()
 
-    def _accept(self) -> None:
-        self.accepted += 1  # inside the lanes' lock
+    def _accept(self, count: int = 1) -> None:
+        self.accepted += count  # inside the lanes' lock
 
 
 @settings(max_examples=25, deadline=None)
@@ -158,7 +179,11 @@ def test_what_was_accepted_is_taken_or_dropped(
     dropped = 0
     with ThreadPoolExecutor(6) as pool, ending(traffic.lanes, traffic.out):
         stages = [pool.submit(traffic.stage) for _ in range(2)]
-        sources = [*(pool.submit(traffic.source, order) for order in orders), pool.submit(traffic.retries, retries)]
+        sources = [
+            pool.submit(traffic.offers, orders[0]),
+            *(pool.submit(traffic.source, order) for order in orders[1:]),
+            pool.submit(traffic.retries, retries),
+        ]
         if stop_after is not None and stop_after <= sum(map(len, orders)):
             assert traffic.reached.wait(DEADLINE)
             dropped = traffic.lanes.stop()

@@ -13,7 +13,7 @@ from ingestd.engine.tally import Tally
 from ingestd.metrics import Metrics
 from ingestd.model import Outcome, Verdict
 
-VERDICTS = [verdict for verdict in Verdict if verdict is not Verdict.RETRYING]
+ENDS = [verdict for verdict in Verdict if verdict not in {Verdict.RETRYING, Verdict.RETURNED}]
 
 
 class Accounts(RuleBasedStateMachine):
@@ -26,11 +26,11 @@ class Accounts(RuleBasedStateMachine):
         self.ended = 0
         self.tally = Tally(Metrics("0"), self.parked)
 
-    @rule()
-    def accept(self) -> None:
-        """A source hands an event in."""
-        self.tally.accept("cms")
-        self.flying += 1
+    @rule(count=st.integers(1, 4))
+    def accept(self, count: int) -> None:
+        """A source hands events in: one submitted, or many offered."""
+        self.tally.accept("cms", count)
+        self.flying += count
 
     @precondition(lambda self: self.parked)
     @rule()
@@ -46,7 +46,15 @@ class Accounts(RuleBasedStateMachine):
         self.tally.requeue("cms", count)
         self.parked += count
 
-    @rule(verdict=st.sampled_from(VERDICTS), count=st.integers(1, 5))
+    @precondition(lambda self: self.parked)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        """Leases of parked events end: they are another member's."""
+        count = data.draw(st.integers(1, self.parked))
+        self.tally.withdraw("cms", count)
+        self.parked -= count
+
+    @rule(verdict=st.sampled_from(ENDS), count=st.integers(1, 5))
     def skip(self, verdict: Verdict, count: int) -> None:
         """A source looks at documents that are as they were."""
         self.tally.skip("cms", verdict, count)
@@ -59,10 +67,10 @@ class Accounts(RuleBasedStateMachine):
         verdicts = data.draw(st.lists(st.sampled_from(Verdict), min_size=1, max_size=self.flying))
         superseded = data.draw(st.integers(0, self.parked))
         self.tally.settle([Outcome(upsert("a", "x"), verdict) for verdict in verdicts], superseded=superseded)
-        again = verdicts.count(Verdict.RETRYING)
+        again, returned = verdicts.count(Verdict.RETRYING), verdicts.count(Verdict.RETURNED)
         self.flying -= len(verdicts)
         self.parked += again - superseded
-        self.ended += len(verdicts) - again + superseded
+        self.ended += len(verdicts) - again - returned + superseded
 
     @invariant()
     def adds_up(self) -> None:

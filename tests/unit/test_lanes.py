@@ -145,6 +145,60 @@ def test_an_event_is_accepted_before_anything_is_done_to_it() -> None:
     assert (order, len(out)) == ([0], 1)
 
 
+def offered(lanes: Lanes, *events: Event) -> tuple[int, list[int]]:
+    """Offer events; return how many were accepted, and what was said of them."""
+    said: list[int] = []
+    return lanes.offer(events, on_accept=said.append), said
+
+
+def test_an_offer_takes_what_there_is_room_for() -> None:
+    """From the first on, without waiting, told in one number before any of them is out; the rest is handed in again."""
+    lanes, out = make(events=4)
+    events = [upsert("abac"[at], "x", at) for at in range(4)]
+    submit(lanes, upsert("z", "x", 0))
+    assert offered(lanes, *events) == (3, [3])
+    assert [event.key.document_id for event in taken(out)] == ["z", "a", "b"]
+    assert offered(lanes, events[3]) == (0, [])
+    lanes.release([upsert("z", "x", 0)])
+    assert offered(lanes, events[3]) == (1, [1])
+    assert taken(out) == [events[3]]
+    assert offered(lanes) == (0, [])
+    lanes.release([events[0], events[1]])
+    assert taken(out) == [events[2]], "the document's second event follows its first"
+
+
+@pytest.mark.parametrize(("sizes", "taken_at_once"), [((3, 3, 3), 2), ((7, 1, 1), 1), ((1, 9, 1), 1), ((6,), 1)])
+def test_an_offer_keeps_to_the_bytes(sizes: tuple[int, ...], taken_at_once: int) -> None:
+    """What would go beyond them ends it; the first of all passes alone, whatever it weighs."""
+    lanes, _out = make(size=6)
+    events = [upsert(f"d{at}", "x" * size, at) for at, size in enumerate(sizes)]
+    assert offered(lanes, *events) == (taken_at_once, [taken_at_once])
+    assert lanes.bytes == sum(sizes[:taken_at_once])
+
+
+def test_an_offer_does_not_wait_for_a_breaker() -> None:
+    """Nothing is accepted while a dependency is down; after the stop it is told to end."""
+    up = threading.Event()
+    lanes, out = make(is_open=up.is_set)
+    assert offered(lanes, upsert("a", "x", 0)) == (0, [])
+    up.set()
+    assert offered(lanes, upsert("a", "x", 0)) == (1, [1])
+    assert len(taken(out)) == 1
+    lanes.stop()
+    said: list[int] = []
+    with pytest.raises(Stopped):
+        lanes.offer([upsert("b", "x", 0)], on_accept=said.append)
+    assert said == []
+
+
+def test_offered_events_are_accepted_before_anything_is_done_to_them() -> None:
+    """They are counted before any of them can end."""
+    lanes, out = make()
+    order: list[int] = []
+    lanes.offer([upsert("a", "x", 0), upsert("b", "x", 0)], on_accept=lambda _count: order.append(len(out)))
+    assert (order, len(out)) == ([0], 2)
+
+
 def resume(lanes: Lanes, event: Event, *, current: bool = True) -> bool:
     """Bring a parked event back, without patience."""
     return lanes.resume(event, is_current=lambda: current, on_accept=nothing, patience=0.0)

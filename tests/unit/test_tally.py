@@ -54,6 +54,16 @@ def test_replayed_dead_letters_and_unchanged_documents_are_events_too() -> None:
     assert tally.totals() == Totals(accepted=43, retrying=2, unchanged=40, dead_lettered=1)
 
 
+def test_an_event_that_is_returned_was_never_accepted() -> None:
+    """In flight or parked when its partition went to another member: it is in no column, and its work still counts."""
+    tally = Tally(Metrics("0"), parked=3)
+    tally.accept("cms", 2)
+    tally.settle([outcome(Verdict.RETURNED, embedded=2), outcome(Verdict.WRITTEN, embedded=1)], superseded=0)
+    assert tally.totals() == Totals(accepted=4, written=1, retrying=3, chunks_embedded=3)
+    tally.withdraw("cms", 2)
+    assert tally.totals() == Totals(accepted=2, written=1, retrying=1, chunks_embedded=3)
+
+
 def test_metrics_say_the_same() -> None:
     """Prometheus counts by source and by what ended an event; an empty document is counted as such."""
     metrics = Metrics("0")
