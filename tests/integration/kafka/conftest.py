@@ -48,9 +48,8 @@ if TYPE_CHECKING:
 COLLECTION, SOURCE = "c", "s"
 SESSION_MS = 6000
 """The least that brokers take by default. Tansu lets a group wait for half of it."""
-SECONDS = 40.0
+SECONDS = 25.0
 ENDS = ("written", "deleted", "unchanged", "superseded", "dead_lettered", "retrying", "in_flight")
-
 
 
 def value(document: str, **more: object) -> bytes:
@@ -293,6 +292,10 @@ class Engine:
         if verdict is Verdict.WRITTEN and event.op is Op.DELETE:
             verdict = Verdict.DELETED
         if verdict in {Verdict.WRITTEN, Verdict.DELETED}:
+            if event.lease is not None:
+                if not event.lease.enter():
+                    return Outcome(event, Verdict.RETURNED)
+                event.lease.leave()
             tenure = "" if event.lease is None or event.lease.lent else event.lease.id
             deleted = verdict is Verdict.DELETED
             version = event.version or Version(0, "")
