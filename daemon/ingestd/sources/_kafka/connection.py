@@ -32,6 +32,10 @@ BOOTSTRAP_SECONDS = 5.0
 """Seconds for the first answer of a broker: beyond it the source says that it is away, and tries again."""
 METADATA_SECONDS = 30.0
 """Seconds after which topics are looked at again: new ones, and partitions that were added."""
+LONGEST_SESSION = 45.0
+"""Seconds: where no session is known it is taken for this one, Kafka's own default."""
+PATIENCE = 15.0
+"""Seconds beyond the session in which the client may find its way back by itself."""
 OWN = frozenset(
     {
         "allow_auto_create_topics",
@@ -111,6 +115,9 @@ def connect(name: str, config: Config) -> KafkaConsumer:
         UnavailableError: No broker answers.
     """
     chosen = options(name, config)
+    if config.tls is not None or config.sasl is not None:
+        # Before the client: it swallows every refusal, and a handshake that stalls outlasts its time-out.
+        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
     try:
         return creating_none(KafkaConsumer(**chosen))
     except (KafkaError, OSError) as error:
@@ -172,6 +179,21 @@ class Group:
         """Return the seconds without an answer of the group, or since we first asked, and how many it takes us for."""
         silent = boot_time() - (self._made_at if self._heard_at is None else self._heard_at)
         return silent, self.session_seconds if self.generation() >= 0 else math.inf
+
+    def fenced(self) -> bool:
+        """Return whether another member has taken our static id over: the client then only stops its heartbeats."""
+        silent, session = self.silence()
+        stable = self._consumer.group_metadata().state == MemberState.STABLE
+        return silent > session and stable and not self._consumer._coordinator._heartbeat_enabled  # noqa: SLF001 - see above
+
+    def gone(self) -> bool:
+        """Return whether we are out of the group by all that we know, and the client is not joining it again.
+
+        There are cases in which it sends no heartbeat any more and does not notice: once the task that sends them has
+        failed, nothing starts another one before the next rebalance, and of that it would hear by a heartbeat.
+        """
+        silent, session = self.silence()
+        return silent > min(session, LONGEST_SESSION) + PATIENCE and not self.rebalancing()
 
     def _hear(self, at: float) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from kafka.errors import KafkaError
+from kafka.errors import FencedInstanceIdError, KafkaError
 
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import Verdict
@@ -22,8 +22,8 @@ from ingestd.sources._kafka.backlog import Backlog
 from ingestd.sources._kafka.connection import connect
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
+from ingestd.sources._kafka.placing import place
 from ingestd.sources._kafka.rebalance import Seat
-from ingestd.sources._kafka.start import place
 from ingestd.sources._kafka.view import PartitionView, View
 
 if TYPE_CHECKING:
@@ -134,6 +134,10 @@ class Member:
             records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
         except (KafkaError, OSError) as error:
             return self._failed(seat, error, intake)
+        if seat.group.fenced():
+            raise_if_refused(self._name, FencedInstanceIdError())
+        if seat.group.gone():
+            return self._anew(seat, intake)
         seat.group.see_through()
         if self._failures:
             self._failures = 0
@@ -172,7 +176,12 @@ class Member:
         intake.wait(RETRY_SECONDS)
         if self._failures < REBUILD_AFTER:
             return seat
-        log.warning("the consumer is made anew", source=self._name, failures=self._failures)
+        return self._anew(seat, intake)
+
+    def _anew(self, seat: Seat, intake: Intake) -> Seat:
+        """Go on with another consumer: this one does not find its way back by itself."""
+        silent = round(seat.group.silence()[0])
+        log.warning("the consumer is made anew", source=self._name, failures=self._failures, silent_seconds=silent)
         self._close(seat)
         self._parking.withdraw(intake, seat.holdings.ended)
         return self._open(intake)
