@@ -14,10 +14,10 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench campaign check constraints clean
+.PHONY: help setup run run-kafka test bench campaign campaign-kafka campaign-kafka-errors check constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: $(STAMP) ## Make .venv with all that the other targets need
 
@@ -54,6 +54,12 @@ bench: $(STAMP) ## Measure how well documents are found (a few minutes); figures
 
 campaign: $(STAMP) ## 2,225 articles with real models, edited, and killed ten times (an hour or so)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.articles $(ARGS)
+
+campaign-kafka: $(STAMP) ## 100,000 Kafka records, and a group that is killed, changed and stopped (half an hour or so)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.kafka $(ARGS)
+
+campaign-kafka-errors: $(STAMP) ## What becomes of every error that a Kafka broker may answer (a quarter of an hour)
+	$(BIN)/python -m tests.campaigns.kafka_errors $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 	$(BIN)/ruff check
