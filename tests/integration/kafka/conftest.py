@@ -31,7 +31,7 @@ from ingestd.engine.settle import Settle
 from ingestd.engine.sources import RetryQueue, SourceThread
 from ingestd.engine.tally import Tally
 from ingestd.metrics import Metrics
-from ingestd.model import Entry, Event, Extracted, Failure, Fingerprints, Op, Outcome, Stage, Verdict, Version
+from ingestd.model import Entry, Event, Failure, Fingerprints, Op, Outcome, Stage, Verdict, Version
 from ingestd.parts import SystemClock
 from ingestd.sources.kafka import Config, KafkaSource
 from ingestd.stages.recall import Recall
@@ -254,7 +254,7 @@ class Engine:
 
     def held(self) -> set[tuple[str, int]]:
         """Return the partitions that are held."""
-        return {tuple(view.partition) for view in self.source._member.view.partitions}  # noqa: SLF001 - its own view
+        return {tuple(view.partition) for view in self.source._member.view.partitions}
 
     def until_holds(self, count: int, seconds: float = SECONDS) -> set[tuple[str, int]]:
         """Wait until so many partitions are held."""

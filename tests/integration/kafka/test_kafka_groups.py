@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from tests.integration.kafka.conftest import SESSION_MS, Rig, kept, offsets, rec
 from tests.integration.kafka.late import late
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.kafka
@@ -66,11 +64,11 @@ def test_work_in_flight_stays_where_its_partition_stays(on_tansu: Rig) -> None:
             assert {moved[1]: [2, 3, 4, 5]} == offsets(second)
             on_tansu.produce(*records(1, partition=stayed[1], start=20))
             first.until_came(13)
-            view = first.source._member.view.partitions[0]  # noqa: SLF001 - its own view
+            view = first.source._member.view.partitions[0]
             assert 2 == view.watermark
             first.end(first.kept)
             second.end(second.kept)
-            first.until(lambda: 7 == first.source._member.view.partitions[0].watermark, "all is done")  # noqa: SLF001
+            first.until(lambda: 7 == first.source._member.view.partitions[0].watermark, "all is done")
             assert 13 == len(first.events)
             assert {moved[1]: [0, 1, 2, 3, 4, 5], stayed[1]: [0, 1, 2, 3, 4, 5, 6]} == offsets(first)
             totals = first.totals()
@@ -92,7 +90,7 @@ def test_a_pipeline_that_takes_nothing_keeps_its_partitions(on_tansu: Rig) -> No
         wait_for(lambda: time.monotonic() > begun + 2.0 * SESSION_MS / 1000, "longer than the interval")
         assert 4 == len(engine.held())
         assert all(check.ok for check in engine.source.checks())
-        assert (1, 5) == (engine.source._member.view.rebalances, len(engine.events))  # noqa: SLF001 - its own view
+        assert (1, 5) == (engine.source._member.view.rebalances, len(engine.events))
         engine.script = written
         engine.end(engine.kept)
         engine.until_settled(600)
