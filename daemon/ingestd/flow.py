@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
+SWEEP_SECONDS = 21_600.0
+"""Between two looks for old tombstones."""
 FIRST_STEP = "opening the state"
 WORKER_START = 90.0
 """Seconds that extraction workers may take to start, on a machine that is busy."""
@@ -94,6 +96,8 @@ class Daemon:
     embedders: Mapping[str, Embedder]
     pipelines: Mapping[str, Pipeline]
     sources: Mapping[str, Source]
+    shared: frozenset[str]
+    """The collections that other members write too."""
     refresh: Callable[[], None]
     """Bring the gauges up to date."""
 
@@ -274,6 +278,11 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         )
         for name, source in sources.items()
     }
+    sweeps = {
+        name: Sweep(collection.sink, ground.clock, settings.milvus.tombstone_days)
+        for name, collection in prepared.items()
+        if is_shared(settings, name)
+    }
     parts = Parts(
         pulse=pulse,
         breakers=ground.breakers,
@@ -284,7 +293,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         sources=sources,
         threads=threads,
         retries=retries,
-        heal=lambda: _heal(ground),
+        heal=lambda: _tend(ground, sweeps),
         stop=stop,
     )
     runner = Runner(parts, drain_seconds=settings.shutdown.drain_seconds)
@@ -309,6 +318,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         embedders=ground.embedders,
         pipelines=pipelines,
         sources=sources,
+        shared=frozenset(name for name in settings.collections if is_shared(settings, name)),
         refresh=lambda: _refresh(ground, tally, sources, pipelines),
     )
 
@@ -406,9 +416,40 @@ def _silence(settings: Settings) -> dict[str, float]:
     }
 
 
-def _heal(ground: _Ground) -> None:
-    """Ask what failed while idle whether it works again: nothing else would, until the next document."""
+@dataclass(slots=True)
+class Sweep:
+    """Has old tombstones of a shared collection deleted, now and then: each delete leaves one.
+
+    Args:
+        sink: The collection.
+        clock: The daemon's.
+        days: How old they get: older than anything that a topic may bring again.
+    """
+
+    sink: MilvusSink
+    clock: Clock
+    days: float
+    due: float = 0.0
+
+    def __call__(self) -> None:
+        """Delete what is too old, if it is time.
+
+        Raises:
+            UnavailableError: Milvus is away; it is tried again.
+        """
+        if self.clock.monotonic() < self.due:
+            return
+        swept = self.sink.sweep(int((self.clock.time() - self.days * 86_400) * 1000))
+        self.due = self.clock.monotonic() + SWEEP_SECONDS
+        if swept:
+            log.info("old tombstones deleted", collection=self.sink.collection, tombstones=swept)
+
+
+def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
+    """Ask what failed while idle whether it works again: nothing else would, until the next document. And sweep."""
     try:
+        for sweep in sweeps.values():
+            sweep()
         if ground.store.failing is not None:
             ground.store.probe()
         if not all(check.ok for check in ground.pool.checks()):

@@ -53,7 +53,12 @@ def replay(store: SqliteStore, feeds: Collection[tuple[str, str]], ids: Sequence
 
 
 def forget(
-    store: SqliteStore, sinks: Mapping[str, Sink], feeds: Collection[tuple[str, str]], source: str
+    store: SqliteStore,
+    sinks: Mapping[str, Sink],
+    feeds: Collection[tuple[str, str]],
+    source: str,
+    *,
+    shared: Collection[str] = (),
 ) -> dict[str, Json]:
     """Delete all rows of a source, and all that is known of it, in collections that it does not feed any more.
 
@@ -62,11 +67,14 @@ def forget(
         sinks: By collection.
         feeds: Which configured source feeds which collection: there its documents would come back.
         source: The source's name.
+        shared: The collections that other members write too: there the rows themselves say whose they are.
 
     Raises:
         ConfigError: There is nothing to forget, or one of its collections is not configured.
     """
     known = [collection for name, collection, _documents in store.sources() if name == source]
+    elsewhere = {name: held for name in shared if (held := _rows_of(sinks[name], source))}
+    known = list(dict.fromkeys([*known, *elsewhere]))
     collections = [collection for collection in known if (source, collection) not in feeds]
     if known and not collections:
         raise ConfigError(
@@ -82,27 +90,37 @@ def forget(
             f"the collection {', '.join(absent)} of the source {source!r} is not in the configuration, "
             "so its rows cannot be reached; put it back, and then forget the source"
         )
-    counts = [_forget_in(store, sinks[collection], source) for collection in collections]
+    counts = [_forget_in(store, sinks[collection], source, elsewhere.get(collection, {})) for collection in collections]
     documents, rows = (sum(column) for column in zip(*counts, strict=True))
     return {"source": source, "documents": documents, "rows": rows}
 
 
-def _forget_in(store: SqliteStore, sink: Sink, source: str) -> tuple[int, int]:
-    """Delete a source's rows in one collection; return the number of documents and of rows."""
-    documents = rows = 0
-    batch: list[ChunkId] = []
+def _rows_of(sink: Sink, source: str) -> dict[ChunkId, str]:
+    """Return the rows of a source in a collection, each with its document."""
+    return {row.id: row.document_id for row in sink.stored() if row.source == source}
+
+
+def _forget_in(store: SqliteStore, sink: Sink, source: str, held: Mapping[ChunkId, str]) -> tuple[int, int]:
+    """Delete a source's rows in one collection; return the number of documents and of rows.
+
+    Args:
+        store: The state.
+        sink: The collection.
+        source: The source's name.
+        held: Rows that the collection itself says are the source's, each with its document.
+    """
+    documents = set(held.values())
+    ids = set(held)
     for entry in store.collection_entries(sink.collection):
         if entry.source == source:
-            documents += not entry.deleted
-            batch += [*entry.present, *entry.doubtful]
-        if len(batch) >= KEYS:
-            sink.delete(batch)
-            rows += len(batch)
-            batch = []
-    if batch:
-        sink.delete(batch)
+            ids.update(entry.present, entry.doubtful)
+            if not entry.deleted:
+                documents.add(entry.key.document_id)
+    wanted = sorted(ids)
+    for at in range(0, len(wanted), KEYS):
+        sink.delete(wanted[at : at + KEYS])
     store.forget(source, sink.collection)
-    return documents, rows + len(batch)
+    return len(documents), len(wanted)
 
 
 def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
@@ -123,7 +141,7 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
 
     def forget_here(arguments: Mapping[str, Json]) -> Json:
         sinks = {name: pipeline.sink for name, pipeline in daemon.pipelines.items()}
-        return forget(daemon.store, sinks, feeds, _name(arguments, "source"))
+        return forget(daemon.store, sinks, feeds, _name(arguments, "source"), shared=daemon.shared)
 
     def confirm(arguments: Mapping[str, Json]) -> Json:
         name = _name(arguments, "source")

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from ingestd.model import ChunkId, Held, Hit, Role, Row, StoredRow, Tombstone, Vectors, Verdict
+    from ingestd.ports import Clock
 
 COLLECTION = "articles"
 TOPIC = "documents"
@@ -167,11 +168,11 @@ class FreeEmbedder:
         """Do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scope:
     """What a source may know (``ports.SourceScope``)."""
 
-    clock: SystemClock
+    clock: Clock
     seen: Any = None
     max_bytes: int = 32 * 1024 * 1024
 
@@ -253,7 +254,7 @@ def bare_confluent(bootstrap: str, records: int) -> Round:
     options = {"bootstrap.servers": bootstrap, "group.id": f"bare-{time.time_ns()}", "auto.offset.reset": "earliest"}
     consumer = Consumer(options)
     consumer.subscribe([TOPIC])
-    first = []
+    first: list[Any] = []
     while not first:  # the group's join is no work
         first = consumer.consume(1, timeout=1)
 

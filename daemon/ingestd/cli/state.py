@@ -26,7 +26,7 @@ from ingestd.errors import ConfigError
 from ingestd.flow import Scope
 from ingestd.model import Fingerprints, Totals
 from ingestd.ops.control import SOCKET_NAME, NotRunning, call
-from ingestd.parts import SystemClock, feeds, milvus, models, schema_of
+from ingestd.parts import SystemClock, feeds, is_shared, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 from ingestd.store.holdings import Counts
 
@@ -189,4 +189,5 @@ def _forget(settings: Settings, source: str) -> Json:
             sink = MilvusSink(connection, schema_of(settings, collection, infos))
             sink.prepare(create=False)
             sinks[collection] = sink
-        return operations.forget(store, sinks, feeds(settings), source)
+        shared = [collection for collection in settings.collections if is_shared(settings, collection)]
+        return operations.forget(store, sinks, feeds(settings), source, shared=shared)

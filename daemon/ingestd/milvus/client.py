@@ -82,6 +82,12 @@ class Config(BaseModel):
         default="Bounded", description="Of searches. What the daemon asks for its own bookkeeping is always Strong."
     )
 
+    tombstone_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long deletes are remembered for other members: longer than topics keep records.",
+    )
+
     @field_validator("uri")
     @classmethod
     def _known_form(cls, uri: str) -> str:
