@@ -14,7 +14,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench campaign campaign-kafka campaign-kafka-errors check constraints clean
+.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,6 +51,9 @@ test: $(STAMP) ## Run all the tests
 bench: $(STAMP) ## Measure how well documents are found (a few minutes); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
+
+bench-kafka: $(STAMP) ## Measure how fast Kafka records become documents (some minutes); figures go to benchmarks-out/
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/kafka_throughput.py --out benchmarks-out/kafka.json $(ARGS)
 
 campaign: $(STAMP) ## 2,225 articles with real models, edited, and killed ten times (an hour or so)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.articles $(ARGS)
