@@ -61,6 +61,7 @@ class Accounts:
     kills: int = 0
     kills_at_work: int = 0
     """Those at which something was in flight."""
+    stops: int = 0
     rebalances: int = 0
     returned: int = 0
     """Events that were given back because their lease had ended."""
@@ -77,7 +78,7 @@ class Member:
 
     def __init__(self, workplace: Workplace, accounts: Accounts, stack: ExitStack) -> None:
         self.workplace = workplace
-        self._accounts = accounts
+        self.accounts = accounts
         self._stack = stack
         self._daemon: Daemon | None = None
         self._seen: dict[str, float] = {}
@@ -96,7 +97,7 @@ class Member:
     def start(self, *arguments: str) -> Daemon:
         """Start it."""
         self._daemon = self._stack.enter_context(self.workplace.daemon(*arguments))
-        self._accounts.starts += 1
+        self.accounts.starts += 1
         self._seen = {}
         return self._daemon
 
@@ -125,16 +126,18 @@ class Member:
         """Kill it; return what was in flight, as far as it could be asked."""
         totals = self.look()
         self.daemon.kill()
-        self._accounts.kills += 1
-        self._accounts.kills_at_work += bool(totals and totals["in_flight"])
+        self.accounts.kills += 1
+        self.accounts.kills_at_work += bool(totals and totals["in_flight"])
         self._end()
         return totals["in_flight"] if totals else 0
 
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
+        self.daemon.until_said("opening the state")  # before that the signal ends the interpreter
         self.look()
         self.daemon.send(signal.SIGTERM)
         self.join(code=0)
+        self.accounts.stops += 1
 
     def join(self, code: int, seconds: float = HOUR) -> dict[str, int]:
         """Wait until it has ended by itself; return its totals."""
@@ -148,9 +151,9 @@ class Member:
         return ended[0] if ended else {}
 
     def _end(self) -> None:
-        self._accounts.accepted += int(self._seen.get("accepted", 0))
-        self._accounts.returned += int(self._seen.get("returned", 0))
-        self._accounts.rebalances += len(self.daemon.said("partitions assigned"))
+        self.accounts.accepted += int(self._seen.get("accepted", 0))
+        self.accounts.returned += int(self._seen.get("returned", 0))
+        self.accounts.rebalances += len(self.daemon.said("partitions assigned"))
         self._daemon = None
 
     def _metrics(self) -> dict[str, float]:

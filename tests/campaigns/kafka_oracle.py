@@ -36,6 +36,10 @@ class Held(NamedTuple):
     text: str
     metadata: Mapping[str, Any]
 
+    def __str__(self) -> str:
+        """Return what tells it from others: the text's end and the metadata's number, each of an event."""
+        return f"…{self.text[-20:]!r} n={self.metadata.get('n')}"
+
 
 @dataclass(slots=True)
 class Expected:
@@ -150,9 +154,9 @@ def differences(expected: Expected, rows: Mapping[str, list[Held]]) -> list[str]
     for name, held in rows.items():
         wanted = expected.documents.get(name)
         if wanted is None:
-            note("orphan", name, str(held))
+            note("orphan", name, _told(held))
         elif len(held) > 1:
-            note("duplicate", name, f"{held}, and it should be {wanted}")
+            note("duplicate", name, f"{_told(held)}, and it should be {wanted}")
         elif held[0] != wanted:
             note("stale", name, f"{held[0]}, and it should be {wanted}")
     return found
@@ -190,6 +194,10 @@ def committed(bootstrap: str, topic: str, group: str, partitions: Iterable[int])
         return {found.partition: max(0, found.offset) for found in consumer.committed(wanted, timeout=20)}
     finally:
         consumer.close()
+
+
+def _told(held: Iterable[Held]) -> str:
+    return " and ".join(map(str, held))
 
 
 def _consumer(bootstrap: str, group: str) -> Consumer:

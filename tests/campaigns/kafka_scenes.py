@@ -110,7 +110,11 @@ def members(wish: Wish, folder: Path, report: Report, times: int = 30, every: fl
         with _producing(place, wish.events, times * every):
             for number in range(times):
                 until_moment(began + (number + 1) * every, crew)
-                report("change", what=_change(crew, draw), behind=place.produced - sum(place.committed().values()))
+                report(
+                    "change",
+                    what=_change(crew, draw, every / 2),
+                    behind=place.produced - sum(place.committed().values()),
+                )
         for member in crew:
             if not member.runs:
                 member.start()
@@ -122,7 +126,7 @@ def members(wish: Wish, folder: Path, report: Report, times: int = 30, every: fl
         figures = place.check()
         accounts = place.accounts
         assert accounts.rebalances >= times, f"too few rebalances for {times} changes: {accounts}"
-        assert accounts.kills_at_work >= times // 10, f"too few kills at work for {times} changes: {accounts}"
+        assert accounts.kills_at_work >= max(1, times // 10), f"too few kills at work for {times} changes: {accounts}"
         most = place.most_redone(times, wish.events / (times * every))
         assert 0 <= figures["redone"] <= most, f"{figures['redone']} records were done again; the most is {most}"
         return {**figures, "most_redone": most, "seconds": round(seconds, 1)}
@@ -192,19 +196,20 @@ def _until_share(member: Member, count: float) -> float:
     return (many - few) / (last - first) if last - first > 1 else 0.0
 
 
-def _change(crew: list[Member], draw: random.Random) -> str:
-    """Have one member come or go; at least one stays."""
+def _change(crew: list[Member], draw: random.Random, patience: float) -> str:
+    """Have one member come or go; at least one stays. Those that go are killed and stopped in turn."""
     member = draw.choice(crew)
+    if member.runs and sum(one.runs for one in crew) == 1:
+        member = draw.choice([one for one in crew if not one.runs])
     if not member.runs:
         member.start()
         return "start"
-    if sum(one.runs for one in crew) == 1:
-        draw.choice([one for one in crew if not one.runs]).start()
-        return "start"
-    if draw.random() < 0.4:
-        return f"kill, {member.kill()} in flight"
-    member.stop()
-    return "stop"
+    if member.accounts.kills > member.accounts.stops:
+        member.stop()
+        return "stop"
+    until = moment(patience)
+    member.daemon.until(lambda: member.look().get("in_flight") or time.monotonic() > until, "something is in flight")
+    return f"kill, {member.kill()} in flight"
 
 
 class _producing:  # noqa: N801 - reads as what it does
