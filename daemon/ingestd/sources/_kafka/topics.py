@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
 
 from ingestd.errors import ConfigError, UnavailableError
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from ingestd.ports import Intake
     from ingestd.sources.kafka import Config
 
-READ_MS = 10_000.0
+READ_SECONDS = 10.0
 """For a record that is read again."""
+_LOOK_MS = 200.0
 _RETRY_SECONDS = 2.0
 _POSITION = re.compile(r"(?P<topic>.+)/(?P<partition>\d+)@(?P<offset>\d+)")
 
@@ -144,11 +146,25 @@ def read_again(name: str, config: Config, position: str) -> Record | None:
             )
         )
         with closing(consumer):
-            consumer.assign([partition])
-            consumer.seek(partition, offset)
-            records = consumer.poll(timeout_ms=READ_MS, max_records=1).get(partition, [])
+            if partition.partition not in consumer.partitions_for_topic(partition.topic):
+                return None
+            record = _fetched(consumer, partition, offset)
     except (KafkaError, OSError) as error:
         raise UnavailableError(f"kafka:{name}", f"{position} cannot be read again: {told(error)}") from error
-    if not records or records[0].offset != offset:
-        return None
-    return record_of(records[0])
+    return record
+
+
+def _fetched(consumer: KafkaConsumer, partition: TopicPartition, offset: int) -> Record | None:
+    """Return the record at an offset. That there is none shows in where the client goes on; silence says nothing."""
+    consumer.assign([partition])
+    consumer.seek(partition, offset)
+    until = time.monotonic() + READ_SECONDS
+    while time.monotonic() < until:
+        records = consumer.poll(timeout_ms=_LOOK_MS, max_records=1).get(partition, [])
+        if records:
+            return record_of(records[0]) if records[0].offset == offset else None
+        highwater = consumer.highwater(partition)
+        position = consumer.position(partition, timeout_ms=READ_SECONDS * 1000)
+        if position != offset or (highwater is not None and offset >= highwater):
+            return None
+    raise KafkaTimeoutError("no answer")
