@@ -130,6 +130,9 @@ class Member:
 
     def _turn(self, seat: Seat, intake: Intake) -> Seat:
         """Go round once; return the seat, which may be another one after failures without end."""
+        # Before the poll: a partition that is read again is sought to its watermark, and what a poll has brought by
+        # then is of the place that it was at. Taken under the new tenure, its offsets would be committed past the rest.
+        self._take_note(seat.holdings)
         try:
             records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
         except (KafkaError, OSError) as error:
@@ -143,7 +146,6 @@ class Member:
             self._failures = 0
             self._well()
         now = self._clock.monotonic()
-        self._take_note(seat.holdings)
         self._take(seat, records, now)
         self._parking.withdraw(intake, seat.holdings.ended)
         self._place(seat)

@@ -1,0 +1,142 @@
+"""What a turn of the consumer's thread does first, on a consumer that says what a test wants."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from kafka.structs import TopicPartition
+from tests.fakes import COLLECTION, ManualClock
+
+from ingestd.model import DocumentKey, Event, Op, Outcome, Record, Verdict
+from ingestd.sources._kafka.commits import Commits
+from ingestd.sources._kafka.holdings import Holdings
+from ingestd.sources._kafka.member import Member
+from ingestd.sources.kafka import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingestd.sources._kafka.tenure import Tenure
+
+PARTITION = TopicPartition("documents", 0)
+
+
+class Consumer:
+    """A consumer of one partition, whose records go on from where it was last sought to."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.committed: list[int] = []
+
+    def poll(self, timeout_ms: float) -> dict[TopicPartition, list[Any]]:
+        """Return the next two records."""
+        del timeout_ms
+        found = [
+            SimpleNamespace(topic="documents", partition=0, offset=self.at + n, timestamp=0, key=b"d", value=b"{}")
+            for n in range(2)
+        ]
+        self.at += 2
+        return {PARTITION: found}
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Go there."""
+        assert partition == PARTITION
+        self.at = offset
+
+    def commit_async(self, offsets: dict[TopicPartition, Any], callback: Any = None) -> None:
+        """Remember what was committed."""
+        self.committed += [offset.offset for offset in offsets.values()]
+        callback(offsets, None)
+
+    def assignment(self) -> set[TopicPartition]:
+        """Return the partition."""
+        return {PARTITION}
+
+    def paused(self) -> set[TopicPartition]:
+        """Return nothing."""
+        return set()
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Do nothing."""
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Do nothing."""
+
+    def highwater(self, partition: TopicPartition) -> int:
+        """Return a number."""
+        del partition
+        return 100
+
+
+class Intake:
+    """Takes everything."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def offer(self, events: Sequence[Event]) -> int:
+        """Take all."""
+        self.events += events
+        return len(events)
+
+    def withdraw(self, tenures: object = None) -> None:
+        """Do nothing."""
+
+    def hasten(self, positions: object) -> None:
+        """Do nothing."""
+
+    def wait(self, seconds: float) -> None:
+        """Do nothing."""
+
+
+class Quiet:
+    """Has nothing to say, whatever it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what answers nothing."""
+        return lambda *_arguments, **_named: None
+
+
+def event_of(found: Any, tenure: Tenure) -> Event:
+    """Return an event of a record."""
+    record = Record("documents", 0, found.offset, 0, found.key, found.value)
+    key = DocumentKey(COLLECTION, f"d{found.offset}")
+    return Event(key, Op.UPSERT, "cms", record.position, None, lease=tenure, record=record)
+
+
+def seat_of(consumer: Consumer) -> Any:
+    """Return a seat that holds the partition, with the real holdings and commits."""
+    gate: Any = SimpleNamespace(holds=lambda: True)
+    holdings = Holdings(gate, lambda _partition: "domain", consumer.seek)
+    holdings.assigned([PARTITION], 1, all_at_once=True)
+    return SimpleNamespace(
+        consumer=consumer,
+        gate=gate,
+        group=Quiet(),
+        holdings=holdings,
+        commits=Commits("cms", consumer, holdings, 0.0),
+        ends=Quiet(),
+        progress=Quiet(),
+        rebalances=1,
+        failed=None,
+    )
+
+
+def test_what_was_given_back_is_never_committed_past() -> None:
+    """A partition that is read again is sought before the next poll: what comes then is of its watermark, or after it.
+
+    Taken note of after the poll, the records that it brought would be the first that the new tenure knows, and the
+    offset before them would be committed, with all that was given back.
+    """
+    consumer, intake = Consumer(), Intake()
+    config = Config(bootstrap_servers=("x:1",), topics=("documents",), group_id="g", collection=COLLECTION)
+    member = Member("cms", config, ManualClock(), event_of)
+    seat: Any = seat_of(consumer)
+    member._turn(seat, intake)  # type: ignore[arg-type]  # as much of an intake as a turn needs
+    first, second = intake.events
+    member.settled([Outcome(first, Verdict.WRITTEN), Outcome(second, Verdict.RETURNED)])
+    for _ in range(3):
+        member._turn(seat, intake)  # type: ignore[arg-type]  # as above
+    assert [event.record.offset for event in intake.events if event.record] == [0, 1, 1, 2, 3, 4, 5, 6]
+    assert max(consumer.committed) == 1
