@@ -59,9 +59,9 @@ class Progress:
             del self._at[gone]
             self._still.pop(gone, None)
         until = time.monotonic() + LOOK_SECONDS
-        for partition, tenure in held.items():
+        for tenure in held.values():
             if time.monotonic() < until:
-                self._look_at(partition, tenure.tracker.next, elapsed)
+                self._look_at(tenure, elapsed)
 
     def stuck(self) -> str | None:
         """Return which partition has records that do not come; None: none."""
@@ -72,11 +72,14 @@ class Progress:
         where = "" if at is None else f" from offset {at} on"
         return f"records of {partition.topic}/{partition.partition}{where} do not come, for {seconds:.0f} s"
 
-    def _look_at(self, partition: TopicPartition, position: int | None, elapsed: float) -> None:
+    def _look_at(self, tenure: Tenure, elapsed: float) -> None:
+        partition, position = tenure.partition, tenure.tracker.next
         end = self._ends.said(partition)
         if end is not None and (position is None or position < end):
             # Markers of transactions are passed over, and never handed to us: the client's place is the true one.
             position = self._position(partition)
+            if position is not None:
+                tenure.tracker.passed(position)
         if end is None or (position is not None and (position >= end or position != self._at.get(partition))):
             self._still.pop(partition, None)
         else:

@@ -1,9 +1,9 @@
 """Which of a partition's records are done: a commit may only pass those.
 
 Kafka remembers one number for a partition, and records end in any order: what is committed is the offset below which
-all are done (the watermark). The base is the first offset received; offsets that never came (compaction, transaction
-markers) count as done. Keeping done offsets and merging ranges was turned down: what is not done yet is few, what is
-done is many.
+all are done (the watermark). The base is the first offset received, or the place where the client waits for it; offsets
+that never came (compaction, transaction markers) count as done. Keeping done offsets and merging ranges was turned
+down: what is not done yet is few, what is done is many.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Tracker:
 
     @property
     def next(self) -> int | None:
-        """The offset after the last record taken; None: none was."""
+        """The offset after the last record taken, or passed; None: it is not known where it begins."""
         return self._next
 
     @property
     def watermark(self) -> int | None:
-        """The offset below which all is done: what may be committed; None: nothing was received yet."""
+        """The offset below which all is done: what may be committed; None: it is not known where it begins."""
         return next(iter(self._open), self._next)
 
     @property
@@ -58,6 +58,10 @@ class Tracker:
         self._open[offset] = now
         self._next = offset + 1
         return True
+
+    def passed(self, position: int) -> None:
+        """Take note of where the client is: what lies before that and never came is nothing that could be done."""
+        self._next = position if self._next is None else max(self._next, position)
 
     def park(self, offset: int) -> None:
         """Take note of a record that waits for its next try."""
