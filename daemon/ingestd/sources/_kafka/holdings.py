@@ -98,7 +98,7 @@ class Holdings:
         wanted = set(partitions)
         before, self._generation = self._generation, None
         # A generation was missed: in between anybody may have had what was ours.
-        broken = before is not None and before >= 0 and generation != before + 1
+        broken = before is not None and generation != before + 1
         if all_at_once:
             for partition in list(self._tenures):
                 if partition not in wanted:
@@ -111,9 +111,11 @@ class Holdings:
 
     def again(self, partition: TopicPartition) -> None:
         """Begin a partition anew, from its watermark: something in it was given back, or it is not what it was."""
-        watermark = self._tenures[partition].tracker.watermark
+        watermark, unplaced = self._tenures[partition].tracker.watermark, partition in self.placed
         self._end(partition)
         self._begin(partition)
+        if unplaced:
+            self.placed.add(partition)
         if watermark is not None:
             self._seek(partition, watermark)
 
