@@ -73,6 +73,8 @@ class Member:
         self._again: set[TopicPartition] = set()
         self._paused = False
         self._failures = 0
+        self._rebalances = self._refused = 0
+        """Of the consumers before this one: what is exported only grows."""
         self.view = View(since=clock.monotonic())
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
@@ -282,8 +284,8 @@ class Member:
             partitions=partitions,
             stuck=stuck,
             waits_for=self._backlog.waits_for,
-            rebalances=seat.rebalances,
-            refused_commits=seat.commits.refused,
+            rebalances=self._rebalances + seat.rebalances,
+            refused_commits=self._refused + seat.commits.refused,
             paused=self._paused,
         )
 
@@ -313,5 +315,7 @@ class Member:
         if seat is not None:
             self._take_note(seat.holdings)
             seat.close()
+            self._rebalances += seat.rebalances
+            self._refused += seat.commits.refused
             now = self._clock.monotonic()
             self.view = replace(self.view, partitions=(), since=now if self.view.partitions else self.view.since)
