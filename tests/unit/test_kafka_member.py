@@ -120,6 +120,7 @@ def seat_of(consumer: Consumer) -> Any:
         progress=Quiet(),
         rebalances=1,
         failed=None,
+        look_at_topics=lambda: None,
     )
 
 

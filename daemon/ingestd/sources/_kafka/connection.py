@@ -200,12 +200,16 @@ class Group:
             self._heard_at = at if self._heard_at is None else max(self._heard_at, at)
 
 
+def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
+    """Return the id that a topic was given when it was made; None: it is not known, or brokers give none."""
+    found = consumer._cluster.topic_id(topic)  # noqa: SLF001 - nothing else says it
+    return str(found) if found is not None and found.int else None
+
+
 def domain_of(consumer: KafkaConsumer, topic: str, partition: int) -> str:
     """Return what offsets of a partition compare within: another cluster, or a topic made anew, is another one."""
-    cluster = consumer._cluster  # noqa: SLF001 - nothing else says a topic's id
-    topic_id = cluster.topic_id(topic)
-    known = str(topic_id) if topic_id is not None and topic_id.int else topic
-    return f"kafka:{cluster.cluster_id or '-'}/{known}/{partition}"
+    cluster = consumer._cluster.cluster_id or "-"  # noqa: SLF001 - nothing else says it
+    return f"kafka:{cluster}/{topic_id(consumer, topic) or topic}/{partition}"
 
 
 async def pause_loop(consumer: KafkaConsumer, seconds: float) -> None:

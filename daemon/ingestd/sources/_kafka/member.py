@@ -135,6 +135,7 @@ class Member:
         # Before the poll: a partition that is read again is sought to its watermark, and what a poll has brought by
         # then is of the place that it was at. Taken under the new tenure, its offsets would be committed past the rest.
         self._take_note(seat.holdings)
+        seat.look_at_topics()
         try:
             records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
         except (KafkaError, OSError) as error:
@@ -199,7 +200,7 @@ class Member:
             for record in found:
                 if not tenure.tracker.take(record.offset, now):
                     log.warning("a partition begins anew", partition=str(partition), offset=record.offset)
-                    tenure = seat.holdings.anew(partition)
+                    tenure = seat.anew(partition)
                     tenure.tracker.take(record.offset, now)
                 self._backlog.put(record, tenure)
 

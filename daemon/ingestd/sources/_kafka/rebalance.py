@@ -15,7 +15,7 @@ from kafka import AsyncConsumerRebalanceListener
 from kafka.errors import KafkaError
 
 from ingestd.sources._kafka.commits import Commits
-from ingestd.sources._kafka.connection import Group, domain_of, pause_loop
+from ingestd.sources._kafka.connection import Group, domain_of, pause_loop, topic_id
 from ingestd.sources._kafka.ends import Ends
 from ingestd.sources._kafka.holdings import Holdings
 from ingestd.sources._kafka.progress import Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer
     from kafka.structs import TopicPartition
 
+    from ingestd.sources._kafka.tenure import Tenure
     from ingestd.sources.kafka import Config
 
 CALLS_SECONDS = 10.0
@@ -65,6 +66,7 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self._eager = config.assignment == "eager"
         self._take_note = take_note
         self._leaving = False
+        self._topic_ids: dict[str, str] = {}
 
     def subscribe(self) -> None:
         """Ask the group for partitions."""
@@ -83,6 +85,28 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
             self.holdings.end_all()
             with suppress(KafkaError, OSError):
                 self.consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
+
+    def look_at_topics(self) -> None:
+        """Begin topics at their first record that were made anew under the name that they had.
+
+        Nothing else says that they were: the client goes on asking for the offsets after the last one of the old topic,
+        and would pass over as many of the new one.
+        """
+        for tenure in self.holdings.tenures():
+            topic, now = tenure.partition.topic, topic_id(self.consumer, tenure.partition.topic)
+            if now is not None and self._topic_ids.setdefault(topic, now) != now:
+                log.warning("a topic was made anew, and is read from its beginning", source=self._source, topic=topic)
+                self._topic_ids[topic] = now
+                for partition in [one.partition for one in self.holdings.tenures() if one.partition.topic == topic]:
+                    self.anew(partition)
+                    self.consumer.seek(partition, 0)
+
+    def anew(self, partition: TopicPartition) -> Tenure:
+        """Begin a partition anew where it is: its offsets do not go on from those that we know."""
+        others = frozenset(tenure.partition for tenure in self.holdings.tenures()) - {partition}
+        self.commits.forget(others)
+        self.ends.forget(others)
+        return self.holdings.anew(partition)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Let calls end, commit, and give up."""
@@ -113,6 +137,8 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
             held = frozenset(tenure.partition for tenure in self.holdings.tenures())
             self.commits.forget(held)
             self.ends.forget(held)
+            topics = {partition.topic for partition in held}
+            self._topic_ids = {topic: known for topic, known in self._topic_ids.items() if topic in topics}
             if self._config.start != "earliest":
                 self.consumer.pause(*self.holdings.placed)
             self.rebalances += 1
