@@ -267,6 +267,7 @@ class Ground:
             "records": expected.records,
             "documents": len(expected.documents),
             "poison": len(expected.poison),
+            "kinds_of_poison": len(set(expected.poison.values())),
             "dead_letters": kept,
             "redone": self.accounts.accepted - expected.records,
             "starts": self.accounts.starts,
@@ -279,7 +280,8 @@ class Ground:
     def most_redone(self, interruptions: int, rate: float) -> int:
         """Return the most records that so many kills can have had done again.
 
-        That is what was accepted and not settled, and what was settled since the last commit, which is a second ago.
+        That is what was accepted and not settled, what was settled since the last commit, which is a second ago, and
+        what was settled behind a record that waited for others of its document: little, while these are many.
         """
         return int(interruptions * (IN_FLIGHT + POLLED + 2 * rate))
 
