@@ -304,6 +304,7 @@ def ground(wish: Wish, folder: Path, *, shared: bool) -> Iterator[Ground]:
         uri = None
         if wish.milvus == "server":
             server = Server(folder / "milvus")
+            _be_patient(folder / "milvus" / "configs" / "milvus.yaml")
             stack.callback(server.kill)
             server.start()
             uri = server.uri
@@ -315,6 +316,13 @@ def ground(wish: Wish, folder: Path, *, shared: bool) -> Iterator[Ground]:
         stream = Stream(wish.seed, wish.documents, wish.partitions)
         ends = dict.fromkeys(range(wish.partitions), 0)
         yield Ground(wish, folder, broker.bootstrap, uri, stream, stack, ends=ends)
+
+
+def _be_patient(configuration: Path) -> None:
+    """Let a server that gets no processor for some seconds live on: the fixture has it restart quickly instead."""
+    quick = configuration.read_text()
+    assert "    ttl: 3 " in quick
+    configuration.write_text(quick.replace("    ttl: 3 ", "    ttl: 60 "))
 
 
 def moment(seconds: float) -> float:
