@@ -62,9 +62,9 @@ class Place:
         self.produce_records([record(f"d{number}", number % self.partitions, **more) for number in numbers])
         return {f"d{number}" for number in numbers}
 
-    def produce_records(self, records: Sequence[Record]) -> None:
-        """Produce these records."""
-        produce(self._bootstrap, self.topic, records)
+    def produce_records(self, records: Sequence[Record], **options: Any) -> None:
+        """Produce these records; ``options`` are the client's."""
+        produce(self._bootstrap, self.topic, records, **options)
         self.count += len(records)
 
     def committed(self) -> int:
@@ -96,8 +96,7 @@ def says(daemon: Daemon, name: str = f"{SOURCE}:broker") -> str | None:
     return None if check is None or check["ok"] else str(check["detail"])
 
 
-def metric(daemon: Daemon, name: str) -> float:
-    """Return the sum of a metric over its labels."""
+def metric(daemon: Daemon, name: str, label: str = "") -> float:
+    """Return the sum of a metric over its labels, or over those lines that have this one."""
     lines = [line for line in daemon.get("/metrics")[1].splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-    assert lines, name
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
+    return sum(float(line.rpartition(" ")[2]) for line in lines if label in line)
