@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict
@@ -38,6 +38,10 @@ SILENCE = 20.0
 """Seconds without an answer of the group after which the brokers count as away."""
 
 
+TopicName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+"""What Kafka takes for a topic's name."""
+
+
 class NewTopics(BaseModel):
     """What topics that are not there are made with."""
 
@@ -56,7 +60,7 @@ class Config(BaseModel):
 
     bootstrap_servers: tuple[str, ...] = Field(min_length=1, description="HOST:PORT of some brokers.")
     collection: str = Field(min_length=1, description="The collection that the documents go to.")
-    topics: tuple[str, ...] = Field((), description="The topics.")
+    topics: tuple[TopicName, ...] = Field((), description="The topics.")
     topic_pattern: str | None = Field(None, description="In place of topics: a regular expression for their names.")
     group_id: str = Field(min_length=1, description="The consumer group: its members share the partitions.")
     group_instance_id: str | None = Field(
@@ -90,8 +94,8 @@ class Config(BaseModel):
     grace_seconds: float = Field(60.0, gt=0, description="How long having no partition is no fault.")
     tls: TlsConfig | None = Field(None, description="TLS to the brokers.")
     sasl: SaslConfig | None = Field(None, description="Credentials for the brokers.")
-    dead_letter_topic: str | None = Field(
-        None, min_length=1, description="A topic that dead letters go to, in place of the state."
+    dead_letter_topic: TopicName | None = Field(
+        None, description="A topic that dead letters go to, in place of the state."
     )
     consumer: dict[str, bool | int | float | str | tuple[int, ...]] = Field(
         default_factory=dict, description="Options of kafka-python's consumer, such as session_timeout_ms."

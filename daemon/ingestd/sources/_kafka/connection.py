@@ -206,6 +206,11 @@ def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
     return str(found) if found is not None and found.int else None
 
 
+def denied(consumer: KafkaConsumer) -> frozenset[str]:
+    """Return the topics of ours that the brokers hide from us: the client logs that, and goes on without them."""
+    return frozenset(consumer._cluster.unauthorized_topics)  # noqa: SLF001 - nothing else says it
+
+
 def domain_of(consumer: KafkaConsumer, topic: str, partition: int) -> str:
     """Return what offsets of a partition compare within: another cluster, or a topic made anew, is another one."""
     cluster = consumer._cluster.cluster_id or "-"  # noqa: SLF001 - nothing else says it

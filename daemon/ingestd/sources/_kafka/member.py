@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from kafka.errors import FencedInstanceIdError, KafkaError
+from kafka.errors import FencedInstanceIdError, KafkaError, TopicAuthorizationFailedError
 
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.backlog import Backlog
-from ingestd.sources._kafka.connection import connect
+from ingestd.sources._kafka.connection import connect, denied
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
 from ingestd.sources._kafka.placing import place
@@ -142,6 +142,9 @@ class Member:
             return self._failed(seat, error, intake)
         if seat.group.fenced():
             raise_if_refused(self._name, FencedInstanceIdError())
+        hidden = denied(seat.consumer)
+        if hidden:
+            raise_if_refused(self._name, TopicAuthorizationFailedError(", ".join(sorted(hidden))))
         if seat.group.gone():
             return self._anew(seat, intake)
         seat.group.see_through()
