@@ -137,7 +137,7 @@ class Result:
 
 NOT_LATER = {("JoinGroup", 79)}
 """The mock cluster ends the whole process then: it has no id to hand out."""
-ABOUT_A_TOPIC = (-1, 3, 5, 9, 17, 29)
+ABOUT_A_TOPIC = (-1, 3, 5, 9, 29)
 """What Metadata may say of one topic."""
 
 
@@ -218,6 +218,7 @@ class Member:
             topics=(TOPIC,),
             group_id=GROUP,
             commit_seconds=0.2,
+            grace_seconds=20,
             consumer={**MOCK_OPTIONS, "session_timeout_ms": 6000, "heartbeat_interval_ms": 500},
         )
         self.source = config.build("cms", Scope())
