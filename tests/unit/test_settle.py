@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes import COLLECTION, FINGERPRINT, QUICK, ListSource, ManualClock, open_store, upsert
+from tests.fakes import COLLECTION, FINGERPRINT, QUICK, ListSource, ManualClock, ManualLease, open_store, upsert
 
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
@@ -185,6 +185,55 @@ def test_a_newer_event_supersedes_a_parked_one(bench: Bench, store: SqliteStore)
     assert bench.lanes.wait_idle(DEADLINE)
     assert list(store.parked()) == []
     assert bench.tally.totals() == Totals(accepted=2, written=1, superseded=1)
+
+
+def test_sources_hear_of_the_parked_events_that_were_superseded(bench: Bench) -> None:
+    """Each by its position, after the outcome that took its place: a topic's watermark moves past both."""
+    first, other, second = upsert("a", "x", 1), upsert("a", "x", source="inbox"), upsert("a", "y", 2)
+    for event in (first, other):
+        bench.submit(event)
+        bench.settle.put(retrying(event, wait=1000.0))
+        assert bench.lanes.wait_idle(DEADLINE)
+    bench.submit(second)
+    bench.settle.put(Outcome(second, Verdict.WRITTEN))
+    assert bench.lanes.wait_idle(DEADLINE)
+    assert [(outcome.event.position, outcome.verdict) for outcome in bench.source.outcomes[1:]] == [
+        ("topic/0@2", Verdict.WRITTEN),
+        ("topic/0@1", Verdict.SUPERSEDED),
+    ]
+    assert [(outcome.event.position, outcome.verdict) for outcome in bench.other.outcomes[1:]] == [
+        ("/a", Verdict.SUPERSEDED)
+    ]
+    assert [len(batch) for batch in bench.batches] == [1, 1, 1], "the retry queue hears of what held a lane"
+    assert bench.tally.totals() == Totals(accepted=3, written=1, superseded=2)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.RETRYING, Verdict.DEAD_LETTERED])
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_what_failed_under_a_lease_that_ended_is_returned(
+    bench: Bench, store: SqliteStore, verdict: Verdict, attempt: int
+) -> None:
+    """The next owner tries it again, and judges: it is neither parked nor dead-lettered, nor ever accepted."""
+    lease = ManualLease()
+    event = replace(upsert("a", "x", 1), lease=lease, attempt=attempt)
+    bench.submit(event)
+    lease.ended = True
+    bench.settle.put(Outcome(event, verdict, failure=FAILURE))
+    assert bench.lanes.wait_idle(DEADLINE)
+    assert (list(store.parked()), list(store.dead_letters())) == ([], [])
+    assert [outcome.verdict for outcome in bench.source.outcomes] == [Verdict.RETURNED]
+    assert bench.tally.totals() == Totals()
+
+
+def test_what_ended_well_under_a_lease_that_ended_has_ended(bench: Bench) -> None:
+    """Milvus has acknowledged it: it is written, whoever commits its record."""
+    lease = ManualLease()
+    event = replace(upsert("a", "x", 1), lease=lease)
+    bench.submit(event)
+    lease.ended = True
+    bench.settle.put(Outcome(event, Verdict.WRITTEN))
+    assert bench.lanes.wait_idle(DEADLINE)
+    assert bench.tally.totals() == Totals(accepted=1, written=1)
 
 
 def test_an_error_that_nobody_foresaw_ends_the_process(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.fakes import (
     DIMENSION,
     QUICK,
     Assembly,
+    ManualLease,
     MemorySink,
     StubEmbedder,
     dense_vector,
@@ -165,3 +167,17 @@ def test_one_model_is_asked_once_for_all_its_fields(tmp_path: Path) -> None:
         sparse = row.vectors["sparse"]
         assert isinstance(sparse, SparseVector)
         assert sparse.indices.tolist() == [len(row.text)]
+
+
+def test_vectors_that_nobody_may_write_are_not_made(stages: Assembly) -> None:
+    """A document whose lease has ended meanwhile is returned unread by the model; the others of the batch go on."""
+    gone, here = documents(stages, a=["one", "two"], b=["three"])
+    lease = ManualLease()
+    event = replace(gone.event, lease=lease)
+    lost = replace(gone, extracted=replace(gone.extracted, event=event))
+    lease.ended = True
+    outcome, window = stages.embed.process([lost, here])
+    assert isinstance(outcome, Outcome)
+    assert (outcome.event, outcome.verdict) == (event, Verdict.RETURNED)
+    assert shape([window]) == [("b", 1, True, True)]
+    assert stages.embedder.calls == [("three",)]
