@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # A machine with a GPU that wants another torch brings its own pins: make setup CONSTRAINTS=my-constraints.txt
 CONSTRAINTS ?= constraints.txt
-# A folder with documents.jsonl, queries.jsonl and qrels.tsv of the Cranfield test set, for make bench
+# A folder with documents.jsonl, queries.jsonl and qrels.tsv of the Cranfield test set, for make bench and make campaign-kafka-articles
 CRANFIELD ?= ../shared/data/cranfield
 # Passed on to pytest: make test ARGS="tests/unit -k lanes"
 ARGS ?=
@@ -14,10 +14,10 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors check constraints clean
+.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles check constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
 
 setup: $(STAMP) ## Make .venv with all that the other targets need
 
@@ -63,6 +63,10 @@ campaign-kafka: $(STAMP) ## 100,000 Kafka records, and a group that is killed, c
 
 campaign-kafka-errors: $(STAMP) ## What becomes of every error that a Kafka broker may answer (a quarter of an hour)
 	$(BIN)/python -m tests.campaigns.kafka_errors $(ARGS)
+
+campaign-kafka-articles: $(STAMP) ## The same articles from a folder and from a topic, compared (half an hour or so)
+	@test -d $(CRANFIELD) || { echo "make campaign-kafka-articles: the Cranfield test set is not at $(CRANFIELD); name its folder: make campaign-kafka-articles CRANFIELD=…" >&2; exit 1; }
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.kafka_articles --cranfield $(CRANFIELD) $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 	$(BIN)/ruff check
