@@ -25,6 +25,7 @@ from ingestd.model import (
     Op,
     Outcome,
     Parked,
+    Record,
     Seen,
     Settled,
     Stage,
@@ -32,19 +33,50 @@ from ingestd.model import (
     Version,
 )
 from ingestd.store.holdings import Counts
+from ingestd.store.records import pack
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 FINGERPRINTS = {"c1": Fingerprints("p1", "q1"), "c2": Fingerprints("p2", "q2")}
 GOOD = {Verdict.WRITTEN, Verdict.DELETED, Verdict.UNCHANGED}
-KEEP = 8
+KEEP = 150
+"""Some records fit, and some do not."""
 ids = st.binary(min_size=16, max_size=16).map(bytes.hex)
 texts = st.text(st.characters(codec=None), max_size=6)
 documents = st.sampled_from(["a", "b", "ü/文"])
 sources = st.sampled_from(["inbox", "cms"])
 collections = st.sampled_from(["c1", "c2"])
+places = st.sampled_from(["t/0@0", "t/0@1", "t/0@2", "/a", "/ü/文"])
+
+
+@dataclass
+class Lease:
+    """A lease of which only what is stored counts (``model.Lease``)."""
+
+    id: str
+    lent: bool = False
+    ended: bool = False
+
+    def enter(self) -> bool:
+        """Begin a call: nobody makes one here."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """End it."""
+        raise NotImplementedError
+
+
+leases = st.none() | st.sampled_from([Lease("one"), Lease("two"), Lease("loan", lent=True)])
+
+
+@st.composite
+def records(draw: st.DrawFn, offset: int) -> Record:
+    """Draw a record of a topic; each of its bytes may be missing."""
+    some = st.none() | st.binary(max_size=3)
+    headers = st.lists(st.tuples(texts, some), max_size=2).map(tuple)
+    return Record("t", 0, offset, draw(st.integers(-1, 9)), draw(some), draw(some), draw(headers))
 
 
 @st.composite
@@ -53,16 +85,19 @@ def events(draw: st.DrawFn) -> Event:
     document, source = draw(documents), draw(sources)
     offset = draw(st.integers(0, 3)) if source == "cms" else None
     attempt = draw(st.integers(1, 3))
+    position = f"/{document}" if offset is None else f"t/0@{offset}"
     return Event(
         DocumentKey(draw(collections), document),
         draw(st.sampled_from(Op)),
         source,
-        f"/{document}" if offset is None else f"t/0@{offset}",
+        position,
         None,
         version=None if offset is None else Version(offset, "t/0"),
         signature=draw(st.none() | st.sampled_from(["s1", "s\udcff"])),
         attempt=attempt,
         first_failed_at=None if attempt == 1 else float(draw(st.integers(0, 5))),
+        lease=None if offset is None else draw(leases),
+        record=None if offset is None else draw(records(offset)),
     )
 
 
@@ -78,6 +113,7 @@ def entries(draw: st.DrawFn, key: DocumentKey | None = None) -> Entry:
         draw(st.dictionaries(ids, st.binary(min_size=16, max_size=16), max_size=3)),
         draw(st.frozensets(ids, max_size=3)),
         draw(st.booleans()),
+        draw(st.sampled_from(["", "one", "two"])),
     )
 
 
@@ -87,7 +123,7 @@ def outcomes(draw: st.DrawFn) -> Outcome:
     event = draw(events())
     content = st.builds(
         Content,
-        st.binary(max_size=KEEP + 2),
+        st.sampled_from([0, 3, KEEP, KEEP + 1]).map(bytes),
         texts,
         content_type=st.none() | texts,
         signature=st.none() | st.just("s2"),
@@ -142,11 +178,12 @@ class Model:
             fingerprint = fingerprints.configuration if dead else fingerprints.processing
             seen = Seen(event.source, event.key.document_id, signature, outcome.verdict, fingerprint)
             self.seen[event.source, event.key] = seen
-        return Settled(self.queue(outcome, now), self.bury(outcome, signature, now))
+        replaced = tuple(self.queue(outcome, now))
+        return Settled(len(replaced), replaced, self.bury(outcome, signature, now))
 
-    def queue(self, outcome: Outcome, now: float) -> int:
-        """Apply an outcome to the retry queue."""
-        event, superseded, left = outcome.event, 0, []
+    def queue(self, outcome: Outcome, now: float) -> list[Parked]:
+        """Apply an outcome to the retry queue; return what it took the place of."""
+        event, superseded, left = outcome.event, [], []
         for parked, version in self.parked:
             here = (parked.source, parked.position) == (event.source, event.position)
             tried = event.attempt == parked.attempt and event.first_failed_at == parked.first_failed_at
@@ -154,7 +191,7 @@ class Model:
             good = outcome.verdict in GOOD and not older(event, version, parked.first_failed_at)
             moot = here if outcome.verdict is Verdict.RETRYING else (itself or good)
             if parked.key == event.key and moot:
-                superseded += not itself
+                superseded += [] if itself else [parked]
             else:
                 left.append((parked, version))
         self.parked = left
@@ -163,18 +200,22 @@ class Model:
             assert outcome.wait is not None
             first = now if event.first_failed_at is None else event.first_failed_at
             due = now + outcome.wait
-            waits = Parked(
-                event.key, event.op, event.source, event.position, event.attempt + 1, first, due, outcome.failure
-            )
+            lease = "" if event.lease is None or event.lease.lent else event.lease.id
+            what = event.key, event.op, event.source, event.position, event.attempt + 1, first, due, outcome.failure
+            waits = Parked(*what, event.version, event.record, lease)
             self.parked.append((waits, event.version))
         return superseded
 
     def replay(self, letter: DeadLetter, now: float) -> None:
-        """Move a letter to the retry queue, to the place of what waits there."""
+        """Move a letter to the retry queue, to the place of what waits there; its source leaves it alone meanwhile."""
+        seen = self.seen.get((letter.source, letter.key))
+        if seen is not None and seen.verdict is Verdict.DEAD_LETTERED:
+            self.seen[letter.source, letter.key] = replace(seen, verdict=Verdict.RETRYING)
         where = (letter.key, letter.source, letter.position)
         self.letters = [each for each in self.letters if each[0].id != letter.id]
         self.parked = [each for each in self.parked if (each[0].key, each[0].source, each[0].position) != where]
-        waits = Parked(*where[:1], letter.op, *where[1:], 1, letter.first_failed_at, now, letter.failure)
+        what = *where[:1], letter.op, *where[1:], 1, letter.first_failed_at, now, letter.failure
+        waits = Parked(*what, letter.version, letter.record)
         self.parked.append((waits, letter.version))
 
     def bury(self, outcome: Outcome, signature: str | None, now: float) -> int:
@@ -212,11 +253,16 @@ class Model:
                     name: getattr(letter, name) for name in ("name", "content_type", "metadata", "size", "data")
                 }
                 fresh = replace(fresh, id=letter.id, first_failed_at=letter.first_failed_at, **original)
-                self.letters[at] = (with_original(fresh, content), signature)
+                self.letters[at] = (with_original(fresh, event, content), signature)
                 return 0
         self.last_letter += 1
-        self.letters.append((with_original(fresh, content), signature))
+        self.letters.append((with_original(fresh, event, content), signature))
         return 0
+
+
+def placed(parked: Iterable[Parked]) -> Counter[tuple[object, ...]]:
+    """Return what tells parked events apart."""
+    return Counter((each.key, each.source, each.position, each.attempt, each.version) for each in parked)
 
 
 def older(event: Event, version: Version | None, first_failed_at: float) -> bool:
@@ -226,14 +272,19 @@ def older(event: Event, version: Version | None, first_failed_at: float) -> bool
     return event.first_failed_at is not None and event.first_failed_at < first_failed_at
 
 
-def with_original(letter: DeadLetter, content: Content | None) -> DeadLetter:
-    """Return the letter with what is kept of its original."""
-    if content is None:
-        return letter
-    data = content.data if len(content.data) <= KEEP else None
-    return replace(
-        letter, name=content.name, content_type=content.content_type, size=len(content.data), data=data, metadata={}
-    )
+def with_original(letter: DeadLetter, event: Event, content: Content | None) -> DeadLetter:
+    """Return the letter with what is kept of its original: of a record its value, as it came."""
+    record = event.record
+    if record is not None and record.value is not None:
+        content = replace(content or Content(b"", event.key.document_id), data=record.value)
+    if content is not None:
+        data = content.data if len(content.data) <= KEEP else None
+        size = len(content.data)
+        letter = replace(
+            letter, name=content.name, content_type=content.content_type, size=size, data=data, metadata={}
+        )
+    fits = record is not None and len(pack(record)) <= KEEP
+    return replace(letter, record=record if fits else None)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -261,8 +312,10 @@ class StoreMachine(RuleBasedStateMachine):
     def settle(self, batch: list[Outcome]) -> None:
         """Settle a batch."""
         each = [self.model.settle(outcome, self.clock.now) for outcome in batch]
-        expected = Settled(sum(s.superseded for s in each), sum(s.mended for s in each))
-        assert self.store.settle(batch, FINGERPRINTS) == expected
+        expected = Settled(sum(s.superseded for s in each), mended=sum(s.mended for s in each))
+        settled = self.store.settle(batch, FINGERPRINTS)
+        assert settled == expected
+        assert placed(settled.replaced) == placed(parked for one in each for parked in one.replaced)
 
     @rule(entry=entries())
     def write_ahead(self, entry: Entry) -> None:
@@ -316,6 +369,28 @@ class StoreMachine(RuleBasedStateMachine):
         now = self.clock.now
         self.model.parked = [(replace(p, due_at=min(p.due_at, now)), v) for p, v in self.model.parked]
         assert self.store.hasten(now) == len(self.model.parked)
+
+    @rule(passed=st.integers(0, 3), source=sources, positions=st.none() | st.sets(places))
+    def hasten_some(self, passed: int, source: str, positions: set[str] | None) -> None:
+        """Let time pass, and make some of a source's due."""
+        self.clock.now += passed
+        now, hastened = self.clock.now, 0
+        for at, (parked, version) in enumerate(self.model.parked):
+            if parked.source == source and (positions is None or parked.position in positions):
+                self.model.parked[at] = (replace(parked, due_at=min(parked.due_at, now)), version)
+                hastened += 1
+        assert self.store.hasten(now, source, positions) == hastened
+
+    @rule(source=sources, tenures=st.none() | st.sets(st.sampled_from(["one", "two", "loan", ""])))
+    def withdraw(self, source: str, tenures: set[str] | None) -> None:
+        """Leases end."""
+        gone = [
+            parked
+            for parked, _ in self.model.parked
+            if parked.source == source and parked.tenure and (tenures is None or parked.tenure in tenures)
+        ]
+        self.model.parked = [each for each in self.model.parked if each[0] not in gone]
+        assert placed(self.store.withdraw(source, tenures)) == placed(gone)
 
     @rule(source=sources)
     def confirm(self, source: str) -> None:
@@ -377,7 +452,8 @@ class StoreMachine(RuleBasedStateMachine):
         """The retry queue, the dead letters and the counts are the model's."""
         store, model = self.store, self.model
         parked = [parked for parked, _ in model.parked]
-        assert sorted(store.parked(), key=repr) == sorted(parked, key=repr)
+        listed = [replace(each, record=None) for each in parked]
+        assert sorted(store.parked(), key=repr) == sorted(listed, key=repr)
         now = self.clock.now
         due = [replace(p, failure=replace(p.failure, traceback=None)) for p in parked if p.due_at <= now]
         assert sorted(store.due(now, 99), key=repr) == sorted(due, key=repr)

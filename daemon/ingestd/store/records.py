@@ -47,7 +47,7 @@ def unpack(packed: bytes | None, value: bytes | None) -> Record | None:
         offset=said["offset"],
         timestamp=said["timestamp"],
         key=_bytes(said["key"]),
-        value=value,
+        value=None if said["null"] else value,
         headers=tuple((name, _bytes(text)) for name, text in said["headers"]),
     )
 
