@@ -98,7 +98,10 @@ class Partition(RuleBasedStateMachine):
         assert self.tracker.open == len(open_)
         assert self.tracker.oldest == ((open_[0], self.taken[open_[0]]) if open_ else None)
         assert self.tracker.lag == (0 if self.next is None or not open_ else self.next - open_[0])
-        assert {offset for offset in self.taken if self.tracker.is_parked(offset)} == self.parked
+        for most, age in ((0, -1.0), (0, 5.0), (3, 1e9), (1000, 5.0), (2**63, 1e9)):
+            first, since = (self.next or 0) - most, self.now - age
+            late = sorted(offset for offset in self.parked if offset < first or self.taken[offset] < since)
+            assert self.tracker.overdue(most, since) == late
         assert (len(self.tracker._open), len(self.tracker._parked)) == (len(open_), len(self.parked))
 
 

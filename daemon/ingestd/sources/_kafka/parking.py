@@ -1,7 +1,8 @@
 """Which of a member's records wait in the retry queue, and which of them have held the watermark for too long.
 
 A parked record stays uncommitted, and so does all that is done behind it. One stuck document must not keep that up for
-ever: after a time, or when too much has gathered behind it, it gets no further try and becomes a dead letter.
+ever: after a time, or when too much has gathered behind it, it gets no further try and becomes a dead letter. All that
+are that far behind go at once: one at a time, a partition with many of them would stand still for as many looks.
 """
 
 from __future__ import annotations
@@ -75,11 +76,15 @@ class Parking:
             log.warning("the retry queue cannot be changed now", source=self._source, error=str(error))
 
     def unstick(self, tenures: Iterable[Tenure], intake: Intake, now: float) -> None:
-        """Give up, every so often, what holds a watermark for too long."""
+        """Give up, every so often, all that has held a watermark for too long."""
         if now < self._due:
             return
         self._due = now + SECONDS
-        stuck = {place for tenure in tenures if (place := self._stuck(tenure, now)) is not None}
+        stuck = {
+            (tenure.id, offset)
+            for tenure in tenures
+            for offset in tenure.tracker.overdue(self._max_lag, now - self._max_seconds)
+        }
         self.expired |= {at for at, (tenure, offset) in self._parked.items() if (tenure.id, offset) in stuck}
         wanted = self.expired - self._hastened
         if not wanted:
@@ -89,11 +94,3 @@ class Parking:
             self._hastened |= wanted
         except UnavailableError as error:
             log.warning("the retry queue cannot be changed now", source=self._source, error=str(error))
-
-    def _stuck(self, tenure: Tenure, now: float) -> tuple[str, int] | None:
-        """Return the first record of a tenure that is not done, if it is parked and holds up too much."""
-        oldest = tenure.tracker.oldest
-        if oldest is None or not tenure.tracker.is_parked(oldest[0]):
-            return None
-        too_long = now - oldest[1] > self._max_seconds
-        return (tenure.id, oldest[0]) if too_long or tenure.tracker.lag > self._max_lag else None

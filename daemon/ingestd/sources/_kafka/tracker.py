@@ -68,9 +68,20 @@ class Tracker:
         if offset in self._open:
             self._parked.add(offset)
 
-    def is_parked(self, offset: int) -> bool:
-        """Return whether a record waits for its next try."""
-        return offset in self._parked
+    def overdue(self, most: int, since: float) -> list[int]:
+        """Return the parked records that are too far behind, or were taken too long ago.
+
+        Args:
+            most: The most offsets from such a record to the last one taken.
+            since: When those were taken that are not too old.
+        """
+        found, first = [], (self._next or 0) - most
+        for offset, taken in self._open.items():  # in the order of both
+            if offset >= first and taken >= since:
+                break
+            if offset in self._parked:
+                found.append(offset)
+        return found
 
     def done(self, offset: int) -> None:
         """Take note of a record that ended. One that is not known changes nothing."""
