@@ -80,8 +80,11 @@ def kills(wish: Wish, folder: Path, report: Report, times: int = 20) -> dict[str
                 share = draw.uniform(0.02, min(0.95, 2 / (times - number)))
                 fastest = max(fastest, _until_share(member, share * left))
                 at = f"at {share:.0%} of {left} records"
+            accepted = place.accounts.accepted
             in_flight = member.kill()
-            report("kill", at=at, in_flight=in_flight)
+            accepted = place.accounts.accepted - accepted
+            uncommitted = accepted - left + place.produced - sum(place.committed().values())
+            report("kill", at=at, accepted=accepted, in_flight=in_flight, uncommitted=uncommitted)
         member.start("--once", "--json")
         last = member.join(DEAD_LETTERS)
         figures = place.check()

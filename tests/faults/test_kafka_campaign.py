@@ -47,7 +47,7 @@ def test_a_member_may_be_killed(tmp_path: Path, seed: int, broker: Literal["tans
 
 def test_members_may_come_and_go(tmp_path: Path, seed: int) -> None:
     """Three members that are stopped, killed and started while events keep coming, and share a Milvus: the same."""
-    members(Wish(3000, 600, seed=seed), tmp_path / "members", report, times=5, every=4.0)
+    members(Wish(2000, 400, seed=seed), tmp_path / "members", report, times=5, every=4.0)
 
 
 def test_a_member_that_was_stopped_overwrites_nothing(tmp_path: Path, seed: int) -> None:
