@@ -84,6 +84,7 @@ class Scope:
     seen: ports.SeenStore
     clock: ports.Clock = field(default_factory=SystemClock)
     max_bytes: int = 1 << 24
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the one fingerprint."""
