@@ -46,6 +46,7 @@ def test_a_stop_amid_a_rebalance(workplace: Workplace, tansu: Tansu, tmp_path: P
             one.until_gone()
         workplace.configure("embedders.hash.delay_seconds_per_text", 0.0)
         with workplace.daemon() as last:
+            last.until_ready()
             place.until_committed()
             assert last.totals["dead_lettered"] == 0
         assert documents == workplace.documents() | other.documents()

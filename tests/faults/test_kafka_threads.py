@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from contextlib import ExitStack
@@ -26,6 +27,20 @@ STRIKES = {
     "the client's thread is killed": f'kill("kafka-io-ingestd-{SOURCE}")',
     "the client's thread hangs": "NetworkSelector._poll_once = hang",
 }
+HEALED = "the client's heartbeats stop"
+"""Not in the table: the daemon gets over it."""
+_HEARTBEATS = """
+        from kafka.coordinator.base import BaseCoordinator
+        from kafka.errors import KafkaError
+
+        beat = BaseCoordinator._do_heartbeat
+
+        async def fail(self):
+            BaseCoordinator._do_heartbeat = beat
+            raise KafkaError("struck")
+
+        BaseCoordinator._do_heartbeat = fail
+"""
 _STRIKE = """\
 import ctypes, os, sys, threading, time
 
@@ -57,20 +72,23 @@ def test_a_thread_that_dies_or_hangs_is_not_silent(tansu: Tansu, tmp_path: Path)
     """Each strike is at a daemon of its own, and all at once. One that hangs all the same ends when asked to."""
     with ExitStack() as stack:
         daemons: dict[str, Daemon] = {}
-        for number, (name, strike) in enumerate(STRIKES.items()):
+        for number, (name, strike) in enumerate([*STRIKES.items(), (HEALED, _HEARTBEATS)]):
             place = Place(stack.enter_context(workplace_in(tmp_path / f"{number}")), tansu.bootstrap)
             place.produce(3)
             folder = place.workplace.root / "strike-code"
             folder.mkdir()
             (folder / "sitecustomize.py").write_text(_STRIKE.format(strike=strike))  # Python imports it at its start
-            place.workplace.environment["PYTHONPATH"] = str(folder)
+            paths = filter(None, (str(folder), os.environ.get("PYTHONPATH")))
+            place.workplace.environment["PYTHONPATH"] = os.pathsep.join(paths)
             daemons[name] = stack.enter_context(place.workplace.daemon())
         for daemon in daemons.values():
             daemon.until_ready()
             daemon.until_settled(3)
-        for number in range(len(STRIKES)):
+        for number in range(len(daemons)):
             (tmp_path / f"{number}" / "strike").touch()
         struck = time.monotonic()
+        place.produce(3)
+        healed = daemons.pop(HEALED)
         found = {
             name: wait_for(partial(_unwell, daemon), name, struck + NOTICED - time.monotonic())
             for name, daemon in daemons.items()
@@ -82,6 +100,9 @@ def test_a_thread_that_dies_or_hangs_is_not_silent(tansu: Tansu, tmp_path: Path)
             "the client's thread is killed": 1,
             "the client's thread hangs": [silent],
         }
+        assert healed.until_said("the consumer is made anew")["source"] == SOURCE
+        place.until_committed()
+        healed.until_ready()
         for name, daemon in daemons.items():
             if found[name] == 1:
                 ended = daemon.said("a thread ended, and the process ends with it")
