@@ -72,8 +72,10 @@ def test_a_thread_that_dies_or_hangs_is_not_silent(tansu: Tansu, tmp_path: Path)
     """Each strike is at a daemon of its own, and all at once. One that hangs all the same ends when asked to."""
     with ExitStack() as stack:
         daemons: dict[str, Daemon] = {}
+        places: list[Place] = []
         for number, (name, strike) in enumerate([*STRIKES.items(), (HEALED, _HEARTBEATS)]):
             place = Place(stack.enter_context(workplace_in(tmp_path / f"{number}")), tansu.bootstrap)
+            places.append(place)
             place.produce(3)
             folder = place.workplace.root / "strike-code"
             folder.mkdir()
@@ -87,7 +89,7 @@ def test_a_thread_that_dies_or_hangs_is_not_silent(tansu: Tansu, tmp_path: Path)
         for number in range(len(daemons)):
             (tmp_path / f"{number}" / "strike").touch()
         struck = time.monotonic()
-        place.produce(3)
+        places[-1].produce(3)
         healed = daemons.pop(HEALED)
         found = {
             name: wait_for(partial(_unwell, daemon), name, struck + NOTICED - time.monotonic())
@@ -101,7 +103,7 @@ def test_a_thread_that_dies_or_hangs_is_not_silent(tansu: Tansu, tmp_path: Path)
             "the client's thread hangs": [silent],
         }
         assert healed.until_said("the consumer is made anew")["source"] == SOURCE
-        place.until_committed()
+        places[-1].until_committed()
         healed.until_ready()
         for name, daemon in daemons.items():
             if found[name] == 1:
