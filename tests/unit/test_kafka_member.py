@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from kafka.structs import TopicPartition
 from tests.fakes import COLLECTION, ManualClock
 
-from ingestd.model import DocumentKey, Event, Op, Outcome, Record, Verdict
+from ingestd.errors import UnavailableError
+from ingestd.model import DocumentKey, Event, Failure, Op, Outcome, Record, Stage, Verdict
 from ingestd.sources._kafka.commits import Commits
 from ingestd.sources._kafka.holdings import Holdings
 from ingestd.sources._kafka.member import Member
@@ -28,6 +29,7 @@ class Consumer:
     def __init__(self) -> None:
         self.at = 0
         self.committed: list[int] = []
+        self._cluster = SimpleNamespace(unauthorized_topics=set())
 
     def poll(self, timeout_ms: float) -> dict[TopicPartition, list[Any]]:
         """Return the next two records."""
@@ -74,14 +76,20 @@ class Intake:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.withdrawn: set[str] = set()
+        self.away = False
+        """Whether the state is."""
 
     def offer(self, events: Sequence[Event]) -> int:
         """Take all."""
         self.events += events
         return len(events)
 
-    def withdraw(self, tenures: object = None) -> None:
-        """Do nothing."""
+    def withdraw(self, tenures: frozenset[str] | None) -> None:
+        """Remember, if the state is there."""
+        if self.away:
+            raise UnavailableError("state", "the disk is full")
+        self.withdrawn |= tenures or set()
 
     def hasten(self, positions: object) -> None:
         """Do nothing."""
@@ -124,6 +132,12 @@ def seat_of(consumer: Consumer) -> Any:
     )
 
 
+def member_of() -> Member:
+    """Return a member."""
+    config = Config(bootstrap_servers=("x:1",), topics=("documents",), group_id="g", collection=COLLECTION)
+    return Member("cms", config, ManualClock(), event_of)
+
+
 def test_what_was_given_back_is_never_committed_past() -> None:
     """A partition that is read again is sought before the next poll: what comes then is of its watermark, or after it.
 
@@ -131,8 +145,7 @@ def test_what_was_given_back_is_never_committed_past() -> None:
     offset before them would be committed, with all that was given back.
     """
     consumer, intake = Consumer(), Intake()
-    config = Config(bootstrap_servers=("x:1",), topics=("documents",), group_id="g", collection=COLLECTION)
-    member = Member("cms", config, ManualClock(), event_of)
+    member = member_of()
     seat: Any = seat_of(consumer)
     member._turn(seat, intake)  # type: ignore[arg-type]  # as much of an intake as a turn needs
     first, second = intake.events
@@ -141,3 +154,27 @@ def test_what_was_given_back_is_never_committed_past() -> None:
         member._turn(seat, intake)  # type: ignore[arg-type]  # as above
     assert [event.record.offset for event in intake.events if event.record] == [0, 1, 1, 2, 3, 4, 5, 6]
     assert max(consumer.committed) == 1
+
+
+def test_what_cannot_be_withdrawn_while_the_consumer_is_made_anew_is_withdrawn_later() -> None:
+    """The state is away in that moment: the parked events of the tenures that ended would stay in it for ever.
+
+    Nobody would revive them (their tenure is nobody's), and their records come from the topic again.
+    """
+    intake, member, successor = Intake(), member_of(), seat_of(Consumer())
+    seat: Any = seat_of(Consumer())
+    member._open = lambda intake: successor  # type: ignore[method-assign]
+    member._turn(seat, intake)  # type: ignore[arg-type]  # as above
+    event = intake.events[0]
+    assert event.lease is not None
+    parked = Outcome(event, Verdict.RETRYING, failure=Failure(Stage.EMBED, "Error", "message"), wait=60.0)
+    member.settled([parked])
+    member._turn(seat, intake)  # type: ignore[arg-type]  # as above
+    seat.close = seat.holdings.end_all
+    seat.group = SimpleNamespace(silence=lambda: (99.0, 45.0))
+    intake.away = True
+    assert member._anew(seat, intake) is successor  # type: ignore[arg-type]  # as above
+    assert intake.withdrawn == set()
+    intake.away = False
+    member._turn(successor, intake)  # type: ignore[arg-type]  # as above
+    assert event.lease.id in intake.withdrawn

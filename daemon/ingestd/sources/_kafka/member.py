@@ -192,7 +192,9 @@ class Member:
         log.warning("the consumer is made anew", source=self._name, failures=self._failures, silent_seconds=silent)
         self._close(seat)
         self._parking.withdraw(intake, seat.holdings.ended)
-        return self._open(intake)
+        successor = self._open(intake)
+        successor.holdings.ended |= seat.holdings.ended  # what could not be withdrawn: the state was away
+        return successor
 
     def _take(self, seat: Seat, records: Mapping[TopicPartition, Sequence[Any]], now: float) -> None:
         for partition, found in records.items():
