@@ -97,6 +97,52 @@ def base_options(config: Config) -> dict[str, Any]:
     return {"bootstrap_servers": list(config.bootstrap_servers), **client_options(config.tls, config.sasl)}
 
 
+def plain_options(name: str, config: Config) -> dict[str, Any]:
+    """Return the options of a client that is in no group; ``name`` is what the brokers' logs call it."""
+    return {
+        "client_id": f"ingestd-{name}",
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
+        **base_options(config),
+    }
+
+
+def reader(name: str, config: Config) -> KafkaConsumer:
+    """Return a consumer in no group: it commits nothing, and is told what it reads.
+
+    Raises:
+        KafkaError: No broker answers, or they refuse us.
+    """
+    options = {"group_id": None, "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    return creating_none(KafkaConsumer(**options, **plain_options(name, config)))
+
+
+def writer(name: str, config: Config, answer_ms: int) -> KafkaProducer:
+    """Return a producer of single records of any size, which says of each whether the brokers took it.
+
+    Args:
+        name: For the brokers' logs.
+        config: The source's.
+        answer_ms: For a broker's answer.
+
+    Raises:
+        KafkaError: No broker answers, or they refuse us.
+    """
+    options = {
+        "acks": "all",
+        # An idempotent producer is done for after one record that is too large: every later send fails.
+        "enable_idempotence": False,
+        "max_in_flight_requests_per_connection": 1,
+        # What came compressed fits again only so. Every broker takes gzip; zstd came late.
+        "compression_type": "gzip",
+        # What is too large is for the brokers to say.
+        "max_request_size": 1 << 30,
+        "max_block_ms": answer_ms,
+        "request_timeout_ms": answer_ms,
+        "delivery_timeout_ms": 2 * answer_ms,
+    }
+    return creating_none(KafkaProducer(**options, **plain_options(name, config)))
+
+
 def creating_none(client: C) -> C:
     """Return a client that is made to create no topic by asking for it, as brokers do by default.
 
@@ -211,10 +257,21 @@ def denied(consumer: KafkaConsumer) -> frozenset[str]:
     return frozenset(consumer._cluster.unauthorized_topics)  # noqa: SLF001 - nothing else says it
 
 
-def domain_of(consumer: KafkaConsumer, topic: str, partition: int) -> str:
-    """Return what offsets of a partition compare within: another cluster, or a topic made anew, is another one."""
-    cluster = consumer._cluster.cluster_id or "-"  # noqa: SLF001 - nothing else says it
-    return f"kafka:{cluster}/{topic_id(consumer, topic) or topic}/{partition}"
+def cluster_id(consumer: KafkaConsumer) -> str | None:
+    """Return the id that the brokers' cluster was given; None: it is not known, or they give none."""
+    found: str | None = consumer._cluster.cluster_id  # noqa: SLF001 - nothing else says it
+    return found or None
+
+
+def partition_count(consumer: KafkaConsumer, topic: str) -> int | None:
+    """Return the number of a topic's partitions, as far as is known without asking; None: it is not known now."""
+    found = consumer._cluster.partitions_for_topic(topic)  # noqa: SLF001 - the public one asks the brokers, and waits
+    return len(found) if found else None
+
+
+def refresh(consumer: KafkaConsumer) -> None:
+    """Have the client ask at once what topics and partitions there are, and not wait for it."""
+    consumer._cluster.request_update()  # noqa: SLF001 - nothing else does
 
 
 async def pause_loop(consumer: KafkaConsumer, seconds: float) -> None:

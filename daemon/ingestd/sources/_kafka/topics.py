@@ -8,20 +8,22 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import structlog
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
 
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Check
-from ingestd.sources._kafka.connection import BOOTSTRAP_SECONDS, base_options, connect, creating_none
+from ingestd.sources._kafka.connection import connect, plain_options, reader
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.events import record_of
 from ingestd.sources._kafka.security import risks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kafka import KafkaConsumer
 
     from ingestd.model import Record
     from ingestd.ports import Intake
@@ -108,10 +110,7 @@ def create(name: str, config: Config, topics: tuple[str, ...]) -> None:
         UnavailableError: No broker answers.
     """
     try:
-        admin = KafkaAdminClient(
-            client_id=f"ingestd-{name}", bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000), **base_options(config)
-        )
-        with closing(admin):
+        with closing(KafkaAdminClient(**plain_options(name, config))) as admin:
             missing = [topic for topic in topics if topic not in admin.list_topics()]
             new = config.new_topics
             for topic in missing:
@@ -135,17 +134,7 @@ def read_again(name: str, config: Config, position: str) -> Record | None:
         return None
     partition, offset = TopicPartition(found["topic"], int(found["partition"])), int(found["offset"])
     try:
-        consumer = creating_none(
-            KafkaConsumer(
-                client_id=f"ingestd-{name}-again",
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
-                **base_options(config),
-            )
-        )
-        with closing(consumer):
+        with closing(reader(f"{name}-again", config)) as consumer:
             if partition.partition not in consumer.partitions_for_topic(partition.topic):
                 return None
             record = _fetched(consumer, partition, offset)
