@@ -131,7 +131,17 @@ class Config(BaseModel):
             raise ValueError("missing_topics = 'create' needs topics: a pattern names none")
         if self.dead_letter_topic is not None and self.dead_letter_topic in self.topics:
             raise ValueError(f"dead_letter_topic: {self.dead_letter_topic} is read too, and would feed itself")
+        self._letters_are_not_read()
         return self
+
+    def _letters_are_not_read(self) -> None:
+        # As the client does: from the name's beginning, and not to its end.
+        pattern, letters = self.topic_pattern, self.dead_letter_topic
+        if pattern is not None and letters is not None and re.match(pattern, letters):
+            raise ValueError(
+                f"dead_letter_topic: {letters} matches topic_pattern ({pattern}), is read too, and would feed itself; "
+                f"name it otherwise, or leave it out of the pattern, as in (?!{re.escape(letters)}$){pattern}"
+            )
 
     def build(self, name: str, scope: SourceScope) -> KafkaSource:
         """Return the source. Nothing is connected before ``run``."""
