@@ -185,20 +185,24 @@ class LetterTopic(Protocol):
         """
         ...
 
-    def letters(self) -> Iterator[DeadLetter]:
-        """Yield the letters that are there, one for each position, oldest first, without those tried again.
+    def letters(self, *, values: bool = True) -> Iterator[DeadLetter]:
+        """Yield the letters that are there, one for each position, without those tried again.
+
+        Args:
+            values: Whether their originals are wanted too: one at a time is held, and they come in no order of time.
+                Without, they come oldest first.
 
         Raises:
             UnavailableError: It cannot be read.
         """
         ...
 
-    def replay(self, letters: Sequence[DeadLetter]) -> None:
-        """Have letters tried again by whoever reads their topics, as the versions that they were.
+    def replay(self, letters: Iterable[DeadLetter]) -> int:
+        """Have letters tried again by whoever reads their topics, as the versions that they were; return how many.
 
         Raises:
             UnavailableError: Some could not be; doing it again is harmless.
-            ConfigError: One of them has no record any more.
+            ConfigError: Some cannot be, whose records are not whole or not taken by their topics; all others are.
         """
         ...
 

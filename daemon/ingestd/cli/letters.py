@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,7 @@ from ingestd.cli.common import (
     read_store,
     table,
 )
+from ingestd.errors import ConfigError
 from ingestd.flow import Scope
 from ingestd.model import Fingerprints
 from ingestd.parts import NoPast, SystemClock, feeds
@@ -100,7 +101,7 @@ def show_letter(letter_id: str, config_file: Path | None, *, as_json: bool) -> N
             found = None if store is None else next(iter(store.dead_letters([int(letter_id)])), None)
         one = None if found is None else _Kept(found, None)
     else:
-        with _kept(settings, None, state=False) as kept:
+        with _kept(settings, None, state=False, values=True) as kept:
             one = next((one for one in kept if one.id == letter_id), None)
     if one is None:
         raise click.UsageError(f"there is no dead letter {letter_id}; see ingestd dead-letters list")
@@ -130,13 +131,11 @@ def replay_letters(
     """
     settings = load(config_file, level="warning")
     with _named(settings, ids, filters, everything=everything) as wanted:
-        numbers, positions = _numbers(wanted), [one.id for one in wanted if one.topic is not None]
-        if dry_run:
-            would = [*numbers, *positions]
-            answer({"would_replay": would}, as_json=as_json, text=lambda _found: [f"would replay: {_list(would)}"])
-            return
-        for topic in {id(one.topic): one.topic for one in wanted if one.topic is not None}.values():
-            topic.replay([one.letter for one in wanted if one.topic is topic])
+        numbers, on_topics = _numbers(wanted), [(one.letter.source, one.id) for one in wanted if one.topic is not None]
+    if dry_run:
+        would = [*numbers, *(position for _source, position in on_topics)]
+        answer({"would_replay": would}, as_json=as_json, text=lambda _found: [f"would replay: {_list(would)}"])
+        return
 
     def otherwise() -> Json:
         with own_store(settings) as store:
@@ -145,8 +144,32 @@ def replay_letters(
     found: dict[str, Any] = {"replayed": 0, "left": []}
     if numbers:
         found = cast("dict[str, Any]", ask(settings, "replay", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    found = {**found, "replayed": found["replayed"] + len(positions)}
+    # Last: one of a topic's letters that cannot be tried again is an error, and holds no other back.
+    found = {**found, "replayed": found["replayed"] + _replay_on_topics(settings, on_topics)}
     answer(found, as_json=as_json, text=_replay_text)
+
+
+def _replay_on_topics(settings: Settings, wanted: Iterable[tuple[str, str]]) -> int:
+    """Have letters of sources tried again, read one after the other: together they may be more than fits into memory.
+
+    Raises:
+        ConfigError: Some cannot be, and why; all others are.
+    """
+    by_source: dict[str, set[str]] = {}
+    for source, position in wanted:
+        by_source.setdefault(source, set()).add(position)
+    done = 0
+    faults: list[str] = []
+    for source, positions in by_source.items():
+        for topic in _topics(settings, source):
+            with closing(topic):
+                try:
+                    done += topic.replay(one for one in topic.letters(values=True) if one.position in positions)
+                except ConfigError as error:
+                    faults.extend(error.faults)
+    if faults:
+        raise ConfigError(*faults)
+    return done
 
 
 @dead_letters.command("discard")
@@ -176,15 +199,16 @@ def discard_letters(
 
 @contextmanager
 def _kept(
-    settings: Settings, source: str | None, *, state: bool = True, topics: bool = True
+    settings: Settings, source: str | None, *, state: bool = True, topics: bool = True, values: bool = False
 ) -> Iterator[Iterable[_Kept]]:
-    """Open what keeps letters, and give all of them, without the originals of those in the state.
+    """Open what keeps letters, and give all of them, without their originals.
 
     Args:
         settings: The configuration.
         source: Of this source only, as far as topics go; None: of all.
         state: Whether those in the state are wanted.
         topics: Whether those on topics are.
+        values: Whether the originals of those on topics are.
     """
     opened = list(_topics(settings, source)) if topics else []
     try:
@@ -195,7 +219,7 @@ def _kept(
                     for letter in store.dead_letters(data=False):
                         yield _Kept(letter, None)
                 for topic in opened:
-                    for letter in topic.letters():
+                    for letter in topic.letters(values=values):
                         yield _Kept(letter, topic)
 
             yield each()
