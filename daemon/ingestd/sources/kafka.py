@@ -140,7 +140,7 @@ class Config(BaseModel):
         if pattern is not None and letters is not None and re.match(pattern, letters):
             raise ValueError(
                 f"dead_letter_topic: {letters} matches topic_pattern ({pattern}), is read too, and would feed itself; "
-                f"name it otherwise, or leave it out of the pattern, as in (?!{re.escape(letters)}$){pattern}"
+                f"name it otherwise, or leave it out of the pattern, as in (?!{re.escape(letters)}$)(?:{pattern})"
             )
 
     def build(self, name: str, scope: SourceScope) -> KafkaSource:
