@@ -214,6 +214,8 @@ class MemorySink:
                 held[document] = Held(
                     rows={row.id: row.digest() for row in rows},
                     versions=frozenset(Version(row.version, row.domain) for row in rows),
+                    made={row.id: Version(row.version, row.domain) for row in rows},
+                    firsts=frozenset(Version(row.version, row.domain) for row in rows if row.chunk_index == 0),
                     source=first.source if first is not None else "",
                     tombstone=buried.get(document),
                 )
@@ -542,11 +544,11 @@ class Assembly:
             shared_ids=shared_ids,
             patience=patience,
         )
-        self.extract = Extract(self.extraction, fingerprint=FINGERPRINT, patience=patience)
+        self.extract = Extract(self.extraction, fingerprint=FINGERPRINT, shared=shared, patience=patience)
         self.chunk = Chunk(LineChunker(), fields=["lang"], validate=sink.validate, max_chunks=most)
         dense = VectorField("dense", VectorKind.DENSE, self.embedder, DIMENSION)
         self.embed = Embed([dense], window=window, patience=patience)
-        self.write = Write(sink, store, fingerprint=FINGERPRINT, patience=patience)
+        self.write = Write(sink, store, fingerprint=FINGERPRINT, shared=shared, patience=patience)
 
     def run(self, *events: Event, windows_at_a_time: int = 1000) -> list[Outcome]:
         """Take events of different documents through all stages, and settle them together.

@@ -110,6 +110,7 @@ class Scope:
     seen: SeenStore
     max_bytes: int
     fingerprints: Fingerprints
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return what a document that was settled so rests on."""
@@ -326,7 +327,13 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
 def _source(ground: _Ground, prepared: Mapping[str, _Prepared], name: str) -> Source:
     plugin = ground.settings.sources[name]
     collection = plugin.config.collection  # type: ignore[attr-defined]  # every source has one; config checked it
-    scope = Scope(ground.clock, ground.store, ground.settings.limits.max_bytes, prepared[collection].fingerprints)
+    scope = Scope(
+        ground.clock,
+        ground.store,
+        ground.settings.limits.max_bytes,
+        prepared[collection].fingerprints,
+        shared=is_shared(ground.settings, collection),
+    )
     source: Source = plugin.build(name, scope)
     return source
 
@@ -379,7 +386,12 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             patience=patience("recall"),
             on_crossed=lambda source: ground.metrics.events.crossed.labels(source=source).inc(),
         ),
-        extract=Extract(ground.extraction, fingerprint=processing, patience=patience("extract")),
+        extract=Extract(
+            ground.extraction,
+            fingerprint=processing,
+            shared=is_shared(settings, name),
+            patience=patience("extract"),
+        ),
         readers=settings.extraction.workers,
         chunk=Chunk(
             prepared.processing.chunker,

@@ -227,6 +227,10 @@ class Event:
     """The record that it was made of."""
     fault: Failure | None = None
     """Why it is a dead letter, where its source knows that already."""
+    keyed: bool = False
+    """Whether its document's id is the key of its record: then all records of the document are in one partition."""
+    again: bool = False
+    """Tried again by an operator: it is older than whatever the document is by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +270,9 @@ class Entry:
     """A tombstone: an older version must not bring the document back."""
     tenure: str = ""
     """The lease (``Lease.id``) under which this was written; empty: none was needed."""
+    begun: frozenset[ChunkId] = frozenset()
+    """Of the doubtful ids, rows that an earlier attempt at the very event's version wrote beside the old version's:
+    if it fails now, they go. Only in an entry that was read from Milvus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,6 +510,10 @@ class Held:
     """The source of its first chunk."""
     tombstone: Version | None = None
     """The version that deleted it, where one did and is remembered."""
+    made: Mapping[ChunkId, Version] = field(default_factory=dict)
+    """The version of each row."""
+    firsts: frozenset[Version] = frozenset()
+    """The versions of its first chunk: of several rows, where a version was left half written."""
 
 
 @dataclass(frozen=True, slots=True)

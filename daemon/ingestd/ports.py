@@ -218,6 +218,8 @@ class SourceScope(Protocol):
     seen: SeenStore
     max_bytes: int
     """The most bytes that a document may have: a source refuses a larger one before it reads it."""
+    shared: bool
+    """Whether other processes write the source's collection too."""
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the fingerprint that a document that was settled with this verdict must have to be left alone."""
@@ -515,7 +517,7 @@ class Store(Ledger, SeenStore, Protocol):
         ...
 
     def due(self, now: float, limit: int, owned: Collection[tuple[str, str]] | None = None) -> Sequence[Parked]:
-        """Return parked events that are due, soonest first, without taking them out and without their tracebacks.
+        """Return parked events that are due, soonest first, without tracebacks and records, and without taking them.
 
         Args:
             now: Seconds since 1970.
@@ -544,6 +546,14 @@ class Store(Ledger, SeenStore, Protocol):
             source: Only those of this source; None: all.
             positions: Only those of these positions of the source; None: all.
         """
+        ...
+
+    def whole(self, parked: Parked) -> Parked:
+        """Return a parked event with the copy of its record, if one is kept."""
+        ...
+
+    def rename(self, parked: Parked, key: DocumentKey) -> None:
+        """Have a parked event wait under another document, in place of what waits there from the same position."""
         ...
 
     def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[Parked]:

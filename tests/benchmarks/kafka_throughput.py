@@ -175,6 +175,7 @@ class Scope:
     clock: Clock
     seen: Any = None
     max_bytes: int = 32 * 1024 * 1024
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the one there is."""

@@ -57,6 +57,7 @@ class Scope:
     clock: ports.Clock = field(default_factory=Clock)
     seen: ports.SeenStore = field(default_factory=Nothing)
     max_bytes: int = 1 << 20
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the one fingerprint."""

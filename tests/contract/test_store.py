@@ -634,11 +634,37 @@ def test_a_parked_record_comes_back_whole(reopen: Callable[..., SqliteStore], re
     reopen().settle([retrying(of_record(record, Lease("tenure")))], FINGERPRINTS)
     store = reopen()
     [waits] = store.due(NOW + 99, 9)
-    assert (waits.record, waits.tenure, waits.version) == (record, "tenure", Version(record.offset, "t"))
-    assert [(each.record, each.tenure) for each in store.due(NOW + 99, 9, [("cms", "articles")])] == [
-        (record, "tenure")
-    ]
-    assert store.parked() == [replace(waits, record=None)], "a list of what waits needs no copies of it"
+    assert (waits.tenure, waits.version) == ("tenure", Version(record.offset, "t"))
+    assert store.whole(waits).record == record
+    assert store.due(NOW + 99, 9, [("cms", "articles")]) == store.parked() == [waits]
+    assert waits.record is None, "what is only looked at needs no copies"
+
+
+def test_of_a_large_record_no_copy_waits(store: SqliteStore) -> None:
+    """Thousands may wait: its topic has it, and nothing else of it is large. A replayed letter's copy is all."""
+    record = Record("t", 0, 1, 0, b"k", b"x" * 70_000)
+    store.settle([retrying(of_record(record, Lease("tenure")))], FINGERPRINTS)
+    [waits] = store.due(NOW + 99, 9)
+    assert store.whole(waits).record is None
+    store.settle([dead(of_record(record, Lease("tenure")))], FINGERPRINTS)
+    [letter] = store.dead_letters()
+    store.requeue([letter.id])
+    [waits] = store.due(NOW, 9)
+    assert store.whole(waits).record == record
+
+
+def test_what_waits_can_come_to_wait_under_another_document(store: SqliteStore) -> None:
+    """A record whose document could not be told before; what waited there from the same place gives way."""
+    record = Record("t", 0, 1, 0, b"k", b"v")
+    store.settle([retrying(of_record(record, Lease("tenure")))], FINGERPRINTS)
+    [waits] = store.due(NOW + 99, 9)
+    true = DocumentKey("articles", "true")
+    for _ in range(2):
+        store.rename(waits, true)
+    [renamed] = store.due(NOW + 99, 9)
+    assert renamed == replace(waits, key=true)
+    assert store.whole(renamed).record == record
+    assert store.waiting([("cms", "articles")]) == 1
 
 
 def test_the_tenure_of_an_entry_is_kept(store: SqliteStore) -> None:
@@ -738,7 +764,7 @@ def test_a_dead_letter_keeps_the_record_as_it_came(
         assert (letter.name, letter.content_type, letter.metadata) == read
     assert store.requeue([letter.id]) == {"cms": 1}
     [waits] = store.due(NOW, 9)
-    assert (waits.record, waits.tenure, waits.attempt) == (record, "", 1)
+    assert (store.whole(waits).record, waits.tenure, waits.attempt) == (record, "", 1)
     assert store.withdraw("cms", None) == [], "a replay waits here and nowhere else"
 
 

@@ -121,6 +121,7 @@ class Scope:
     seen: ports.SeenStore
     clock: ports.Clock
     max_bytes: int = 1 << 20
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the one fingerprint that there is."""

@@ -73,8 +73,15 @@ def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
 
     Neither rebuilt nor verified: a member without a disk would read the whole collection at each start, for nothing.
     """
-    if ledger.binding(collection) != identity:
+    bound = ledger.binding(collection)
+    if bound != identity:
         ledger.bind(collection, identity, ())
+        if bound is not None:
+            log.warning(
+                "the collection was made anew, and lacks what was committed before",
+                collection=collection,
+                cure="to have all records of its Kafka topics again, give their sources a new group_id",
+            )
     return Reconciled()
 
 

@@ -18,7 +18,7 @@ import structlog
 from ingestd.engine.channel import Channel
 from ingestd.engine.letters import Publisher
 from ingestd.errors import Stopped
-from ingestd.model import Event, Outcome, Verdict
+from ingestd.model import Event, Failure, Outcome, Stage, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ingestd.model import Fingerprints, Parked
     from ingestd.ports import Source, Store
 
+_GIVEN_BACK = Failure(Stage.WRITE, "Returned", "its partition was given to another member meanwhile")
 BATCH = 500
 LINGER = 0.005
 """Seconds to wait for more outcomes: a commit costs about as much."""
@@ -159,9 +160,13 @@ class Settle:
 
         What failed under a lease that has ended is for the next owner to try again, and to judge.
         """
+        lease = outcome.event.lease
         failed = outcome.verdict in {Verdict.RETRYING, Verdict.DEAD_LETTERED}
-        if failed and outcome.event.lease is not None and outcome.event.lease.ended:
+        if failed and lease is not None and lease.ended and not lease.lent:
             return replace(outcome, verdict=Verdict.RETURNED)
+        if outcome.verdict is Verdict.RETURNED and lease is not None and lease.lent:
+            # Nothing would bring it again but the retry queue.
+            outcome = replace(outcome, verdict=Verdict.RETRYING, failure=_GIVEN_BACK, wait=1.0)
         if outcome.verdict is not Verdict.RETRYING:
             return outcome
         wait = self._policy.next(outcome.event.attempt, outcome.wait)
@@ -174,6 +179,8 @@ class Settle:
         publisher = self._publishers.get(outcome.event.source)
         if outcome.verdict is not Verdict.DEAD_LETTERED or outcome.published or publisher is None:
             return False
+        if outcome.event.record is None:
+            return False  # it is gone from its topic: there is nothing to publish, and the state says what was
         publisher.put(outcome)
         return True
 

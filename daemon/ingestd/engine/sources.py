@@ -259,12 +259,13 @@ class RetryQueue:
         for parked in self._due():
             self._pulse.beat("retries")
             try:
-                event = self._sources[parked.source].revive(parked) or _gone(parked)
+                event = self._sources[parked.source].revive(self._store.whole(parked)) or _gone(parked)
             except UnavailableError as error:
                 log.warning("a parked event waits on", document_id=parked.key.document_id, error=str(error))
                 continue
             if event.key != parked.key:
-                raise FatalError(f"{parked.source} revived {parked.key} as {event.key}")
+                self._name(parked, event)
+                continue
             event = replace(event, attempt=parked.attempt, first_failed_at=parked.first_failed_at)
             self._lanes[parked.key.collection].resume(
                 event,
@@ -272,6 +273,17 @@ class RetryQueue:
                 on_accept=self._tally.revive,
                 patience=max(0.0, until - time.monotonic()),
             )
+
+    def _name(self, parked: Parked, event: Event) -> None:
+        """Let a record that could not be read before wait under the document that it turns out to be about.
+
+        Raises:
+            FatalError: It was read before.
+        """
+        if event.lease is None or not event.lease.lent:
+            raise FatalError(f"{parked.source} revived {parked.key} as {event.key}")
+        log.info("a record can be read now", position=parked.position, document_id=event.key.document_id)
+        self._store.rename(parked, event.key)
 
     def _due(self) -> Sequence[Parked]:
         """Return events that are due and ours. More are read as long as others stand before them."""

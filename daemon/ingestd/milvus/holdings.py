@@ -73,6 +73,8 @@ class Holdings:
             versions=frozenset(chunk.version for chunk in chunks),
             source=first.source if first is not None else "",
             tombstone=tombstone,
+            made={chunk.id: chunk.version for chunk in chunks},
+            firsts=frozenset(chunk.version for chunk in chunks if chunk.place == 0),
         )
 
 

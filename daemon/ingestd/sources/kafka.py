@@ -217,6 +217,8 @@ class KafkaSource:
             attempt=parked.attempt if isinstance(parked, Parked) else 1,
             first_failed_at=parked.first_failed_at,
             failure=parked.failure if expired else None,
+            id_from=self._config.id_from,
+            again=tenure is None,
         )
         return event if tenure is not None or parked.version is None else _versioned(event, parked)
 
@@ -274,6 +276,7 @@ class KafkaSource:
             collection=self.collection,
             domain=tenure.domain,
             lease=tenure,
+            id_from=self._config.id_from,
         )
 
     def _check_broker(self) -> Check:

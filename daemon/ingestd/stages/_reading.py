@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from ingestd.model import Content, Document, Entry, Event, Recalled
 
 
-def read(recalled: Recalled, fingerprint: str, text_of: Callable[[Content], Document]) -> Extracted | Outcome:
+def read(
+    recalled: Recalled, fingerprint: str, text_of: Callable[[Content], Document], *, shared: bool
+) -> Extracted | Outcome:
     """Read an event's document.
 
     Args:
         recalled: The event, and what is known of its document.
         fingerprint: Of the collection's processing.
         text_of: Extracts the text.
+        shared: Whether other processes write the collection too: the latest version has to be in Milvus then, also
+            where nothing else changed, for the next owner knows no other.
 
     Returns:
         The text, or an outcome when the content is what is applied, or cannot be read.
@@ -34,7 +38,8 @@ def read(recalled: Recalled, fingerprint: str, text_of: Callable[[Content], Docu
     try:
         content = _content(event)
         digest = content.digest()
-        if entry is not None and _is_applied(entry, event, digest, fingerprint):
+        told = not shared or event.lease is None or (entry is not None and entry.version == recalled.version)
+        if entry is not None and told and _is_applied(entry, event, digest, fingerprint):
             # What the version says about the order counts, though nothing else changed.
             later = None
             if event.version is not None:

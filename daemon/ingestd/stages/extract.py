@@ -23,17 +23,19 @@ class Extract:
         extraction: The extractors.
         fingerprint: Of the collection's processing.
         patience: Holds on to an event while the extraction itself is away.
+        shared: Whether other processes write the collection too.
     """
 
-    def __init__(self, extraction: Extraction, *, fingerprint: str, patience: Patience) -> None:
+    def __init__(self, extraction: Extraction, *, fingerprint: str, patience: Patience, shared: bool = False) -> None:
         self._extraction = extraction
         self._fingerprint = fingerprint
         self._patience = patience
+        self._shared = shared
 
     def process(self, batch: Sequence[Recalled]) -> Iterator[Extracted | Outcome]:
         """Yield an Extracted or an Outcome for each event."""
         for recalled in batch:
-            yield read(recalled, self._fingerprint, self._text)
+            yield read(recalled, self._fingerprint, self._text, shared=self._shared)
 
     def _text(self, content: Content) -> Document:
         return self._patience.hold(lambda: self._extraction.extract(content), None)

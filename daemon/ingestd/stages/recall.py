@@ -5,9 +5,9 @@ Decided here: whether the event is older than what is applied (superseded), whet
 is asked, and one question for hundreds of documents costs as much as one for a single one.
 
 The ledger is this process's own memory. Of a collection that only this process writes it is the truth; of one that
-several members of a consumer group write it is that only for what was written under the lease that the event has: any
-other member may have written the document since. (Keeping every document's state in Milvus alone was turned down: it
-would cost a question for each event.)
+several members of a consumer group write it is that only for what was written under the lease that the event has, and
+of a document whose records are all in that lease's partition: any other member may have written the rest since.
+(Keeping every document's state in Milvus alone was turned down: it would cost a question for each event.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ingestd.stages._reading import read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ingestd.model import Content, DocumentKey, Event, Held
+    from ingestd.model import ChunkId, Content, DocumentKey, Event, Held
     from ingestd.ports import Clock, Ledger, Patience, Sink
 
 
@@ -97,7 +97,10 @@ class Recall:
     def _is_doubted(self, event: Event, entry: Entry | None) -> bool:
         if not self._shared or event.lease is None or event.lease.ended or event.fault is not None:
             return False
-        return entry is None or entry.tenure != event.lease.id
+        if entry is None or entry.tenure != event.lease.id:
+            return True
+        # Records that are keyed otherwise come in other partitions too, and a producer's own versions in any.
+        return not event.keyed or event.lease.lent or EXPLICIT in {entry.version.domain, *_domain(event)}
 
     def _recall(self, event: Event, entry: Entry | None) -> Recalled | Extracted | Outcome:
         if event.lease is not None and event.lease.ended:
@@ -113,7 +116,7 @@ class Recall:
         recalled = Recalled(event, version, entry)
         at_hand = None if event.payload is None else event.payload.at_hand
         if at_hand is not None and at_hand.text is not None:
-            return read(recalled, self._fingerprint, _as_it_is)
+            return read(recalled, self._fingerprint, _as_it_is, shared=self._shared)
         return recalled
 
     def _admit(self, event: Event, entry: Entry | None) -> Outcome | None:
@@ -145,6 +148,8 @@ class Recall:
                 f"and {event.position} brings none, so nothing says which is newer: send a version with every event "
                 "of the document, deletes too",
             )
+        if event.again:
+            return Outcome(event, Verdict.SUPERSEDED)
         if event.version is not None:
             self._on_crossed(event.source)
         return None
@@ -168,13 +173,34 @@ def entry_of(event: Event, held: Held | None) -> Entry | None:
         return None
     version = _latest(held.versions, event)
     grave = held.tombstone
-    if grave is not None and (version is None or (grave.domain == version.domain and grave.number >= version.number)):
+    if grave is not None and (version is None or _is_behind(version, grave)):
         # Rows of a delete that was not finished go with the next event.
         rows = frozenset(held.rows)
         return Entry(event.key, held.source or event.source, grave, "", "", doubtful=rows, deleted=True)
+    if grave is not None and event.version is not None and _is_behind(event.version, grave):
+        # What it deleted is gone, and the rows are another domain's, and later: nothing up to it touches those.
+        return Entry(event.key, held.source or event.source, grave, "", "", deleted=True)
     if version is None:
         return None
-    return Entry(event.key, held.source, version, "", "", present=dict(held.rows))
+    begun = _begun(event, held)
+    present = {chunk_id: digest for chunk_id, digest in held.rows.items() if chunk_id not in begun}
+    return Entry(event.key, held.source, version, "", "", present=present, doubtful=begun, begun=begun)
+
+
+def _is_behind(version: Version, other: Version) -> bool:
+    """Return whether two versions compare, and the first is no later."""
+    return version.domain == other.domain and version.number <= other.number
+
+
+def _begun(event: Event, held: Held) -> frozenset[ChunkId]:
+    """Return the rows that an attempt at this very version left beside the old version's, whose first chunk stands."""
+    if event.version is None or all(first == event.version for first in held.firsts):
+        return frozenset()
+    return frozenset(chunk_id for chunk_id, version in held.made.items() if version == event.version)
+
+
+def _domain(event: Event) -> tuple[str, ...]:
+    return () if event.version is None else (event.version.domain,)
 
 
 def _latest(versions: frozenset[Version], event: Event) -> Version | None:

@@ -139,8 +139,9 @@ class Write:
                 by_id[chunk_id].missing.add(chunk_id)
 
     def _delete(self, documents: Sequence[_Open]) -> None:
-        graves = [document for document in documents if document.chunked.event.op is Op.DELETE]
-        # Before the rows go: whoever finds some of them knows that they are to be deleted, and by which version.
+        # Deletes, and versions without a chunk: nothing else would say that they were. Before the rows go: whoever
+        # finds some of them knows that they are to be deleted, and by which version.
+        graves = [document for document in documents if not document.chunked.digests]
         self._run(graves, lambda some: self._sink.bury([_tombstone(document) for document in some]))
         self._remove(
             [
@@ -211,14 +212,17 @@ class Write:
             _Stale(document, chunk_id)
             for document in documents
             for chunk_id in document.written
-            if not document.lost and chunk_id not in document.before.doubtful
+            if not document.lost and chunk_id not in document.before.doubtful - document.before.begun
         ]
-        self._remove(written)
+        begun = [_Stale(document, at) for document in documents for at in document.before.begun - {*document.written}]
+        self._remove([*written, *(stale for stale in begun if not stale.document.lost)])
         for document in documents:
             if document.lost:
                 yield Outcome(document.chunked.event, Verdict.RETURNED)
                 continue
-            entry = replace(document.before, tenure=tenure_of(document.chunked.event))
+            before = document.before
+            left = before.doubtful - before.begun
+            entry = replace(before, doubtful=left, begun=frozenset(), tenure=tenure_of(document.chunked.event))
             if document.rewriting:
                 touched = frozenset(row.id for row in document.chunked.rewritten)
                 present = {key: value for key, value in entry.present.items() if key not in touched}

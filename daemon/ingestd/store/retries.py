@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _MOOT = Failure(Stage.SOURCE, "Superseded", "")
 """Stands for the failure of an event that was parked and is not any more: nobody asks for it."""
+_LARGEST_COPY = 65_536
+"""Bytes of a value of which a copy waits here: thousands may wait, and every one of them is in its topic as well."""
 _MESSAGE = 4_096
 _TRACEBACK = 16_384
 
@@ -46,7 +48,7 @@ _SOONEST = """
     """
 _DUE = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
-           stage, error, message, NULL, version, domain, tenure, record, value
+           stage, error, message, NULL, version, domain, tenure, NULL, NULL
     FROM parked WHERE due_at <= ? ORDER BY due_at, id LIMIT ?
     """
 _OF_TENURE = """
@@ -56,7 +58,7 @@ _OF_TENURE = """
     """
 _DUE_OF = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
-           stage, error, message, NULL, version, domain, tenure, record, value, id
+           stage, error, message, NULL, version, domain, tenure, NULL, NULL, id
     FROM parked WHERE due_at <= ? AND source = ? AND collection = ? ORDER BY due_at, id LIMIT ?
     """
 
@@ -148,13 +150,17 @@ def _park(connection: sqlite3.Connection, outcome: Outcome, now: float) -> None:
             *version_columns(event.version),
             *failure_columns(outcome.failure),
             "" if event.lease is None or event.lease.lent else event.lease.id,
-            *_record_columns(event.record),
+            *_record_columns(event.record, _LARGEST_COPY),
         ),
     )
 
 
-def _record_columns(record: Record | None) -> tuple[bytes | None, bytes | None]:
-    return (None, None) if record is None else (pack(record), record.value)
+def _record_columns(record: Record | None, most: int | None = None) -> tuple[bytes | None, bytes | None]:
+    """Return what is kept of a record: all, or without a value that is larger than the most: its topic has that."""
+    if record is None:
+        return None, None
+    left_out = most is not None and len(record.value or b"") > most
+    return pack(record), None if left_out else record.value
 
 
 def place(event: Event) -> tuple[str, str, str, Column]:
@@ -237,6 +243,27 @@ def hasten(connection: sqlite3.Connection, now: float, source: str | None, posit
     places: Iterable[str] = ("",) if positions is None else positions
     everything = positions is None
     return sum(connection.execute(query, (now, source, everything, to_column(at))).rowcount for at in places)
+
+
+def whole(connection: sqlite3.Connection, parked: Parked) -> Parked:
+    """Return a parked event with the copy of its record: one at a time, for values are large."""
+    query = "SELECT record, value FROM parked WHERE collection = ? AND document_id = ? AND source = ? AND position = ?"
+    found = connection.execute(query, _where(parked, parked.key)).fetchone()
+    return parked if found is None else replace(parked, record=unpack(*found))
+
+
+def rename(connection: sqlite3.Connection, parked: Parked, key: DocumentKey) -> None:
+    """Have a parked event wait under another document, in place of what waits there from the same position."""
+    query = "SELECT id FROM parked WHERE collection = ? AND document_id = ? AND source = ? AND position = ?"
+    found = connection.execute(query, _where(parked, parked.key)).fetchone()
+    if found is None or key == parked.key:
+        return  # it was settled meanwhile, or renamed before
+    connection.execute(_TAKE, _where(parked, key))
+    connection.execute("UPDATE parked SET document_id = ? WHERE id = ?", (key.document_id, *found))
+
+
+def _where(parked: Parked, key: DocumentKey) -> tuple[str, str, str, Column]:
+    return key.collection, key.document_id, parked.source, to_column(parked.position)
 
 
 def withdraw(connection: sqlite3.Connection, source: str, tenures: Collection[str] | None) -> list[Parked]:

@@ -309,7 +309,7 @@ class SqliteStore:
         return self._write(apply, weight=len(outcomes))
 
     def due(self, now: float, limit: int, owned: Collection[tuple[str, str]] | None = None) -> Sequence[Parked]:
-        """Return parked events that are due, soonest first, without taking them out and without their tracebacks.
+        """Return parked events that are due, soonest first, without tracebacks and records, and without taking them.
 
         Args:
             now: Seconds since 1970.
@@ -343,6 +343,15 @@ class SqliteStore:
             positions: Only those of these positions of the source; None: all.
         """
         return self._write(partial(retries.hasten, now=now, source=source, positions=positions))
+
+    def whole(self, parked: Parked) -> Parked:
+        """Return a parked event with the copy of its record, if one is kept."""
+        with self._readers.lease() as connection:
+            return retries.whole(connection, parked)
+
+    def rename(self, parked: Parked, key: DocumentKey) -> None:
+        """Have a parked event wait under another document, in place of what waits there from the same position."""
+        self._write(partial(retries.rename, parked=parked, key=key))
 
     def withdraw(self, source: str, tenures: Collection[str] | None) -> Sequence[Parked]:
         """Remove a source's events that were parked under these leases; return them, without failures and records.

@@ -69,6 +69,7 @@ class Scope:
     seen: ports.SeenStore
     clock: ports.Clock = field(default_factory=Clock)
     max_bytes: int = 1 << 20
+    shared: bool = False
     configuration: str = "one"
 
     def fingerprint(self, verdict: Verdict) -> str:

@@ -40,6 +40,8 @@ def event_of(
     attempt: int = 1,
     first_failed_at: float | None = None,
     failure: Failure | None = None,
+    id_from: str = "auto",
+    again: bool = False,
 ) -> Event:
     """Return the event that a record stands for; one that cannot be read is an event with a fault.
 
@@ -53,13 +55,15 @@ def event_of(
         attempt: The number of this try.
         first_failed_at: When an earlier try failed, in seconds since 1970.
         failure: Why no further try is made.
+        id_from: The source's rule for ids.
+        again: Whether an operator has it tried again.
 
     Raises:
         UnavailableError: It cannot be read now: a schema registry does not answer.
     """
     # One that was written to its topic again is still the version that it was: nothing newer gives way to it.
     first = replayed(record)
-    offset = first if first is not None and first.domain == domain else Version(record.offset, domain)
+    offset = Version(record.offset, domain) if first is None else first
     try:
         decoded = decoder.decode(record)
     except UnreadableError as error:
@@ -90,4 +94,6 @@ def event_of(
         lease=lease,
         record=record,
         fault=failure,
+        keyed=bool(record.key) and (id_from != "value" or record.key == decoded.document_id.encode()),
+        again=again or first is not None,
     )
