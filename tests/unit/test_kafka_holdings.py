@@ -30,12 +30,20 @@ class Bench:
 
     def __init__(self) -> None:
         self.sought: list[tuple[TopicPartition, int]] = []
+        self.dropped: set[TopicPartition] = set()
+        """What the client has taken from us, and not said yet."""
         self.cluster = "one"
         self.holdings = Holdings(
             Gate(Membership()),
             lambda partition: f"{self.cluster}/{partition.topic}/{partition.partition}",
-            lambda partition, offset: self.sought.append((partition, offset)),
+            self._seek,
         )
+
+    def _seek(self, partition: TopicPartition, offset: int) -> None:
+        """As the client does it."""
+        if partition in self.dropped:
+            raise ValueError("Unassigned partition")
+        self.sought.append((partition, offset))
 
     def begin(self, *partitions: TopicPartition, generation: int = 1) -> list[Tenure]:
         """Hold partitions, of which one record was taken and is not done, and the first look was had."""
@@ -99,7 +107,7 @@ def test_after_a_generation_that_was_missed_all_begins_anew(bench: Bench) -> Non
     bench.holdings.assigned([A, B, C], 7, all_at_once=True)
     assert ended(bench, a, b, c)
     assert {bench.of(partition).id for partition in (A, B, C)}.isdisjoint({a.id, b.id, c.id})
-    assert [bench.of(partition).tracker.watermark for partition in (A, B, C)] == [None] * 3
+    assert [bench.of(partition).tracker.watermark for partition in (A, B, C)] == [101, 101, None]
     assert bench.sought == [(A, 101), (B, 101)]
     assert bench.holdings.placed == set()
 
@@ -159,7 +167,25 @@ def test_a_partition_begins_again_from_its_watermark(bench: Bench) -> None:
     bench.holdings.again(A)
     assert ended(bench, a)
     assert bench.sought == [(A, 105)]
-    assert (bench.of(A).tracker.next, bench.of(B)) == (None, b)
+    assert (bench.of(A).tracker.next, bench.of(B)) == (105, b)
+
+
+def test_offsets_that_fall_after_a_seek_of_ours_are_seen(bench: Bench) -> None:
+    """What comes from before the watermark that was sought is not of our seek: it is another partition by its name."""
+    bench.begin(A)
+    bench.holdings.again(A)
+    assert not bench.of(A).tracker.take(99, 0.0)
+    assert bench.of(A).tracker.take(100, 0.0)
+
+
+def test_what_the_client_has_dropped_is_not_read_again(bench: Bench) -> None:
+    """Cooperative: it drops a partition first and says so then; there is no place to seek to, and that is no fault."""
+    [a] = bench.begin(A)
+    bench.dropped.add(A)
+    bench.holdings.again(A)
+    assert (bench.of(A), a.ended, a.tracker.watermark) == (a, False, 100)
+    bench.holdings.revoked([A], 1, all_at_once=False)
+    assert ended(bench, a)
 
 
 def test_a_topic_that_is_another_one_begins_where_it_is(bench: Bench) -> None:

@@ -97,6 +97,7 @@ def test_a_topic_that_is_made_anew_is_another_one(on_tansu: Rig) -> None:
         on_tansu.make()
         names = ("d2", "d1", "d0", "d3", "d4")
         on_tansu.produce(*[(name.encode(), value(name, title="anew"), [], 0) for name in names])
+        engine.until(lambda: set(names) <= set(engine.documents()[3:]), "all of it is read, also what was read before")
         engine.until(lambda: all(engine.verdicts(name)[-1:] == [Verdict.WRITTEN] for name in names), "all is written")
         on_tansu.until_committed(5)
     versions = {event.key.document_id: event.version for event in engine.events}

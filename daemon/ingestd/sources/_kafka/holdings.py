@@ -30,7 +30,7 @@ class Holdings:
     Args:
         gate: The source's.
         domain_of: Says what offsets of a partition compare within.
-        seek: Has a partition read again from an offset.
+        seek: Has a partition read again from an offset; ValueError: it is not assigned to us any more.
     """
 
     def __init__(
@@ -110,14 +110,22 @@ class Holdings:
             self.placed.add(partition)
 
     def again(self, partition: TopicPartition) -> None:
-        """Begin a partition anew, from its watermark: something in it was given back, or it is not what it was."""
+        """Begin a partition anew, from its watermark: something in it was given back, or it is not what it was.
+
+        One that the client has dropped already is left as it is: it is taken from us, as we are about to hear.
+        """
         watermark, unplaced = self._tenures[partition].tracker.watermark, partition in self.placed
+        if watermark is not None:
+            try:
+                self._seek(partition, watermark)
+            except ValueError:
+                return
         self._end(partition)
-        self._begin(partition)
+        tenure = self._begin(partition)
         if unplaced:
             self.placed.add(partition)
         if watermark is not None:
-            self._seek(partition, watermark)
+            tenure.tracker.passed(watermark)  # what comes from before that is not of our seek
 
     def anew(self, partition: TopicPartition) -> Tenure:
         """Begin a partition anew where it is: its offsets do not go on from those that we know."""

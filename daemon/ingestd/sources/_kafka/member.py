@@ -205,7 +205,7 @@ class Member:
             for record in found:
                 if not tenure.tracker.take(record.offset, now):
                     log.warning("a partition begins anew", partition=str(partition), offset=record.offset)
-                    tenure = seat.anew(partition)
+                    tenure = seat.fallen(partition)
                     tenure.tracker.take(record.offset, now)
                 self._backlog.put(record, tenure)
 

@@ -15,11 +15,12 @@ from kafka import AsyncConsumerRebalanceListener
 from kafka.errors import KafkaError
 
 from ingestd.sources._kafka.commits import Commits
-from ingestd.sources._kafka.connection import Group, domain_of, pause_loop, topic_id
+from ingestd.sources._kafka.connection import Group, pause_loop, refresh
 from ingestd.sources._kafka.ends import Ends
 from ingestd.sources._kafka.holdings import Holdings
 from ingestd.sources._kafka.progress import Progress
 from ingestd.sources._kafka.tenure import Gate
+from ingestd.sources._kafka.topology import Change, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -54,7 +55,8 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self.consumer = consumer
         self.group = Group(consumer)
         self.gate = Gate(self.group)
-        self.holdings = Holdings(self.gate, lambda partition: domain_of(consumer, *partition), consumer.seek)
+        self.topology = Topology(consumer)
+        self.holdings = Holdings(self.gate, self.topology.domain, consumer.seek)
         self.commits = Commits(source, consumer, self.holdings, config.commit_seconds)
         self.ends = Ends(consumer)
         self.progress = Progress(consumer, self.ends)
@@ -66,7 +68,6 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self._eager = config.assignment == "eager"
         self._take_note = take_note
         self._leaving = False
-        self._topic_ids: dict[str, str] = {}
 
     def subscribe(self) -> None:
         """Ask the group for partitions."""
@@ -87,19 +88,39 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
                 self.consumer.close(autocommit=False, timeout_ms=CLOSE_MS)
 
     def look_at_topics(self) -> None:
-        """Begin topics at their first record that were made anew under the name that they had.
+        """Begin partitions anew whose topics are not what they were.
 
-        Nothing else says that they were: the client goes on asking for the offsets after the last one of the old topic,
-        and would pass over as many of the new one.
+        Nothing else says that a topic was made anew: the client goes on asking for the offsets after the last one of
+        the old topic, and would pass over as many of the new one. And where partitions were added, documents go to
+        others from now on: what was written here of one can be overtaken there, so that nothing of it is to be relied
+        on any more.
         """
-        for tenure in self.holdings.tenures():
-            topic, now = tenure.partition.topic, topic_id(self.consumer, tenure.partition.topic)
-            if now is not None and self._topic_ids.setdefault(topic, now) != now:
-                log.warning("a topic was made anew, and is read from its beginning", source=self._source, topic=topic)
-                self._topic_ids[topic] = now
-                for partition in [one.partition for one in self.holdings.tenures() if one.partition.topic == topic]:
-                    self.anew(partition)
-                    self.consumer.seek(partition, 0)
+        held = self.holdings.tenures()
+        topics = {tenure.partition.topic for tenure in held}
+        self.topology.forget(topics)
+        for topic in topics:
+            change = self.topology.look(topic)
+            if change is None:
+                continue
+            log.warning(
+                "a topic has changed; its partitions begin anew", source=self._source, topic=topic, how=change.value
+            )
+            for tenure in held:
+                if tenure.partition.topic == topic:
+                    self._changed(tenure.partition, change)
+
+    def _changed(self, partition: TopicPartition, change: Change) -> None:
+        if change is not Change.ANOTHER:
+            self.holdings.again(partition)
+            return
+        self.anew(partition)
+        with suppress(ValueError):  # it is not assigned any more, and we are about to hear of it
+            self.consumer.seek(partition, 0)
+
+    def fallen(self, partition: TopicPartition) -> Tenure:
+        """Begin a partition anew whose offsets fell without a seek of ours: what they counted is not there any more."""
+        self.topology.mark(partition)
+        return self.anew(partition)
 
     def anew(self, partition: TopicPartition) -> Tenure:
         """Begin a partition anew where it is: its offsets do not go on from those that we know."""
@@ -119,6 +140,7 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
             await self.commits.at_once()
             self.holdings.revoked(revoked, self.group.generation(), all_at_once=self._eager)
             if not self._eager:
+                self._forget()
                 self.gate.open()
         except Exception as error:
             self.failed = error
@@ -132,21 +154,23 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Begin what is new, and go on with what stayed."""
         try:
-            self.group.joined()
             self.holdings.assigned(assigned, self.group.generation(), all_at_once=self._eager)
-            held = frozenset(tenure.partition for tenure in self.holdings.tenures())
-            self.commits.forget(held)
-            self.ends.forget(held)
-            topics = {partition.topic for partition in held}
-            self._topic_ids = {topic: known for topic, known in self._topic_ids.items() if topic in topics}
+            self._forget()
+            # Others may know already that there are more partitions, and read in them what was read here.
+            refresh(self.consumer)
             if self._config.start != "earliest":
                 self.consumer.pause(*self.holdings.placed)
             self.rebalances += 1
-            log.info("partitions assigned", source=self._source, partitions=len(held))
+            log.info("partitions assigned", source=self._source, partitions=len(self.holdings))
             self.gate.open()
         except Exception as error:
             self.failed = error
             raise
+
+    def _forget(self) -> None:
+        held = frozenset(tenure.partition for tenure in self.holdings.tenures())
+        self.commits.forget(held)
+        self.ends.forget(held)
 
     async def _calls_end(self) -> None:
         # Not for ever: a member that does not answer is taken for dead, and would lose all that it holds.
