@@ -144,11 +144,12 @@ class Engine:
         )
         owned = {(SOURCE, COLLECTION)}
         self.tally = Tally(self.metrics, parked=self.store.waiting(owned))
-        parts = {"sources": {SOURCE: self.source}, "lanes": {COLLECTION: self.lanes}}
+        sources: dict[str, ports.Source] = {SOURCE: self.source}
+        lanes = {COLLECTION: self.lanes}
         self.retries = RetryQueue(
             self.store,
-            sources=parts["sources"],
-            lanes=parts["lanes"],
+            sources=sources,
+            lanes=lanes,
             tally=self.tally,
             pulse=self.pulse,
             clock=self.clock,
@@ -162,8 +163,8 @@ class Engine:
             policy=RetryPolicy(1000, 0.3, 0.3),
             tally=self.tally,
             fingerprints=self._fingerprints,
-            lanes=parts["lanes"],
-            sources=parts["sources"],
+            lanes=lanes,
+            sources=sources,
             pulse=self.pulse,
             fail=self._fail,
             on_settled=self._settled,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fixtures.brokers import Tansu, free_port
@@ -48,7 +48,7 @@ def test_work_in_flight_stays_where_its_partition_stays(on_tansu: Rig) -> None:
     on_tansu.make(2)
     on_tansu.produce(*records(6, partition=0), *records(6, partition=1, start=10))
     # Nothing is committed but at a rebalance.
-    slow = {"commit_seconds": 60.0}
+    slow: dict[str, Any] = {"commit_seconds": 60.0}
     with on_tansu.running(script=kept, drain=1.0, **slow) as first:
         first.until_came(12)
         done = [event for event in first.kept if event.record is not None and event.record.offset in {0, 1, 3}]

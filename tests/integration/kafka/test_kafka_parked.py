@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration.kafka.conftest import records, value, written
@@ -62,7 +62,7 @@ def test_a_newer_version_takes_the_place_of_a_parked_one(on_noida: Rig) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_parked_seconds": 0.5}, {"max_lag": 4}])
-def test_a_record_that_holds_up_too_much_becomes_a_dead_letter(on_noida: Rig, limit: dict[str, float]) -> None:
+def test_a_record_that_holds_up_too_much_becomes_a_dead_letter(on_noida: Rig, limit: dict[str, Any]) -> None:
     """By the time that it is parked, or by what is behind it; then all behind it is committed. Only the first is."""
     on_noida.make()
     on_noida.produce(*records(2))
