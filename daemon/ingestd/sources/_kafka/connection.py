@@ -1,0 +1,297 @@
+"""The consumer of kafka-python, set up as this daemon needs it, and what it knows of its place in the group.
+
+Owns every look behind the client's public face, and ``pyproject.toml`` holds the client to the minor version that they
+were read in. They are: when a heartbeat was sent and answered, and whether any are sent; when the group was asked for
+our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, those
+that are hidden from us), and that it is asked for now; sleeping in the event loop; and that no topics are created.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
+from kafka.structs import MemberState
+
+from ingestd.errors import UnavailableError
+from ingestd.sources._kafka.errors import raise_if_refused, told
+from ingestd.sources._kafka.preflight import preflight
+from ingestd.sources._kafka.security import client_options
+from ingestd.sources._kafka.tenure import boot_time
+
+if TYPE_CHECKING:
+    from ingestd.sources.kafka import Config
+
+C = TypeVar("C", KafkaConsumer, KafkaProducer)
+
+BOOTSTRAP_SECONDS = 5.0
+"""Seconds for the first answer of a broker: beyond it the source says that it is away, and tries again."""
+METADATA_SECONDS = 30.0
+"""Seconds after which topics are looked at again: new ones, and partitions that were added."""
+LONGEST_SESSION = 45.0
+"""Seconds: where no session is known it is taken for this one, Kafka's own default."""
+PATIENCE = 15.0
+"""Seconds beyond the session in which the client may find its way back by itself."""
+OWN = frozenset(
+    {
+        "allow_auto_create_topics",
+        "auto_commit_interval_ms",
+        "auto_offset_reset",
+        "bootstrap_servers",
+        "default_offset_commit_callback",
+        "enable_auto_commit",
+        "group_id",
+        "group_instance_id",
+        "isolation_level",
+        "kafka_client",
+        "key_deserializer",
+        "metric_reporters",
+        "partition_assignment_strategy",
+        "security_protocol",
+        "selector",
+        "socket_options",
+        "value_deserializer",
+    }
+)
+"""Client options that cannot be passed on: they have keys of their own here, or no value that TOML can say."""
+
+
+def passed_on() -> frozenset[str]:
+    """Return the names of the client options that a configuration may set."""
+    known = KafkaConsumer.DEFAULT_CONFIG.keys() - OWN
+    return frozenset(name for name in known if not name.startswith(("ssl_", "sasl_")))
+
+
+def options(name: str, config: Config) -> dict[str, Any]:
+    """Return the client's options for a member of the group."""
+    chosen: dict[str, Any] = {
+        "client_id": f"ingestd-{name}",
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
+        "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
+        **config.consumer,
+    }
+    session = chosen.get("session_timeout_ms")
+    if session is not None:
+        chosen.setdefault("heartbeat_interval_ms", min(3000, int(session) // 3))
+    if config.assignment == "cooperative":
+        chosen["partition_assignment_strategy"] = [CooperativeStickyAssignor]
+    if config.group_instance_id is not None:
+        chosen["group_instance_id"] = config.group_instance_id
+    return {
+        **chosen,
+        **base_options(config),
+        "group_id": config.group_id,
+        "isolation_level": config.isolation,
+        # Where nothing is committed ``start`` decides; where what is committed is gone, the next that is there.
+        "auto_offset_reset": "earliest",
+        "enable_auto_commit": False,
+    }
+
+
+def base_options(config: Config) -> dict[str, Any]:
+    """Return the options that every client of these brokers needs."""
+    return {"bootstrap_servers": list(config.bootstrap_servers), **client_options(config.tls, config.sasl)}
+
+
+def plain_options(name: str, config: Config) -> dict[str, Any]:
+    """Return the options of a client that is in no group; ``name`` is what the brokers' logs call it."""
+    return {
+        "client_id": f"ingestd-{name}",
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
+        **base_options(config),
+    }
+
+
+def reader(name: str, config: Config) -> KafkaConsumer:
+    """Return a consumer in no group: it commits nothing, and is told what it reads.
+
+    Raises:
+        KafkaError: No broker answers, or they refuse us.
+    """
+    options = {"group_id": None, "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    return creating_none(KafkaConsumer(**options, **plain_options(name, config)))
+
+
+def writer(name: str, config: Config, answer_ms: int) -> KafkaProducer:
+    """Return a producer of single records of any size, which says of each whether the brokers took it.
+
+    Args:
+        name: For the brokers' logs.
+        config: The source's.
+        answer_ms: For a broker's answer.
+
+    Raises:
+        KafkaError: No broker answers, or they refuse us.
+    """
+    options = {
+        "acks": "all",
+        # An idempotent producer is done for after one record that is too large: every later send fails.
+        "enable_idempotence": False,
+        "max_in_flight_requests_per_connection": 1,
+        # What came compressed fits again only so. Every broker takes gzip; zstd came late.
+        "compression_type": "gzip",
+        # What is too large is for the brokers to say.
+        "max_request_size": 1 << 30,
+        "max_block_ms": answer_ms,
+        "request_timeout_ms": answer_ms,
+        "delivery_timeout_ms": 2 * answer_ms,
+    }
+    return creating_none(KafkaProducer(**options, **plain_options(name, config)))
+
+
+def creating_none(client: C) -> C:
+    """Return a client that is made to create no topic by asking for it, as brokers do by default.
+
+    It has an option for that (``allow_auto_create_topics``), and passes it on to nobody.
+    """
+    cluster = client._cluster if isinstance(client, KafkaConsumer) else client._metadata  # noqa: SLF001 - see above
+    cluster.config["allow_auto_create_topics"] = False
+    return client
+
+
+def connect(name: str, config: Config) -> KafkaConsumer:
+    """Return a consumer that has reached a broker.
+
+    Raises:
+        ConfigError: The brokers refuse us, or an option is wrong.
+        UnavailableError: No broker answers.
+    """
+    chosen = options(name, config)
+    if config.tls is not None or config.sasl is not None:
+        # Before the client: it swallows every refusal, and a handshake that stalls outlasts its time-out.
+        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
+    try:
+        return creating_none(KafkaConsumer(**chosen))
+    except (KafkaError, OSError) as error:
+        raise_if_refused(name, error)
+        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
+        servers = ", ".join(config.bootstrap_servers)
+        raise UnavailableError(f"kafka:{name}", f"no broker answers at {servers}: {told(error)}") from error
+
+
+class Group:
+    """What a consumer knows of its place in the group (``tenure.Membership``). Safe to call from any thread."""
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+        self.session_seconds = consumer.config["session_timeout_ms"] / 1000
+        self._made_at = boot_time()
+        self._heard_at: float | None = None
+        self._lock = threading.Lock()
+        self._listen(consumer._coordinator)  # noqa: SLF001 - see above
+
+    def _listen(self, coordinator: Any) -> None:  # noqa: ANN401 - kafka-python has no types
+        """Take note of what the group answers. It counts from when it was asked, so that is what is kept.
+
+        The client tells nobody, and its own notes are on a clock that stands still while the machine sleeps. A process
+        that was stopped, or slept, in between finds an answer when it wakes that says nothing of now.
+        """
+        beats = coordinator.heartbeat
+        sent, answered = beats.sent_heartbeat, beats.received_heartbeat
+        let_in, given = coordinator._process_join_group_response, coordinator._on_join_complete_async  # noqa: SLF001 - see above
+        asked: dict[str, float] = {}
+
+        def sent_heartbeat() -> None:
+            asked["heartbeat"] = boot_time()
+            sent()
+
+        def received_heartbeat() -> None:
+            answered()
+            self._hear(asked["heartbeat"])
+
+        def process_join_group_response(*arguments: Any) -> None:  # noqa: ANN401 - as above
+            let_in(*arguments)
+            asked["part"] = boot_time()  # which is asked for now, of the generation that we have just been let into
+
+        async def on_join_complete_async(*arguments: Any) -> None:  # noqa: ANN401 - as above
+            # Here, and not in our own callback: that is not called where nothing is added to what we have.
+            self._hear(asked["part"])
+            await given(*arguments)
+
+        beats.sent_heartbeat, beats.received_heartbeat = sent_heartbeat, received_heartbeat
+        coordinator._process_join_group_response = process_join_group_response  # noqa: SLF001 - as above
+        coordinator._on_join_complete_async = on_join_complete_async  # noqa: SLF001 - as above
+
+    def rebalancing(self) -> bool:
+        """Return whether the group is deciding who owns what."""
+        return bool(self._consumer.group_metadata().state == MemberState.REBALANCING)
+
+    def see_through(self) -> None:
+        """Have a rebalance that is under way seen through by the next poll.
+
+        A join that outlasts its poll is gone on with by the next one only if the client still sees why it joined.
+        Where that was a change of the topics or of their partitions it does not, since it has told the group of the
+        change: it would then wait for ever, without a heartbeat.
+        """
+        if self.rebalancing():
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001 - nothing else says it
+
+    def generation(self) -> int:
+        """Return the number of the group's last rebalance; -1: we are not in the group."""
+        return int(self._consumer.group_metadata().generation_id)
+
+    def heartbeat_age(self) -> float | None:
+        """Return the seconds since a heartbeat was answered; None: we are not in the group."""
+        heard = self._heard_at
+        return None if heard is None or self.generation() < 0 else boot_time() - heard
+
+    def silence(self) -> tuple[float, float]:
+        """Return the seconds without an answer of the group, or since we first asked, and how many it takes us for."""
+        silent = boot_time() - (self._made_at if self._heard_at is None else self._heard_at)
+        return silent, self.session_seconds if self.generation() >= 0 else math.inf
+
+    def fenced(self) -> bool:
+        """Return whether another member has taken our static id over: the client then only stops its heartbeats."""
+        silent, session = self.silence()
+        stable = self._consumer.group_metadata().state == MemberState.STABLE
+        return silent > session and stable and not self._consumer._coordinator._heartbeat_enabled  # noqa: SLF001 - see above
+
+    def gone(self) -> bool:
+        """Return whether we are out of the group by all that we know, and the client is not joining it again.
+
+        There are cases in which it sends no heartbeat any more and does not notice: once the task that sends them has
+        failed, nothing starts another one before the next rebalance, and of that it would hear by a heartbeat.
+        """
+        silent, session = self.silence()
+        return silent > min(session, LONGEST_SESSION) + PATIENCE and not self.rebalancing()
+
+    def _hear(self, at: float) -> None:
+        with self._lock:
+            self._heard_at = at if self._heard_at is None else max(self._heard_at, at)
+
+
+def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
+    """Return the id that a topic was given when it was made; None: it is not known, or brokers give none."""
+    found = consumer._cluster.topic_id(topic)  # noqa: SLF001 - nothing else says it
+    return str(found) if found is not None and found.int else None
+
+
+def denied(consumer: KafkaConsumer) -> frozenset[str]:
+    """Return the topics of ours that the brokers hide from us: the client logs that, and goes on without them."""
+    return frozenset(consumer._cluster.unauthorized_topics)  # noqa: SLF001 - nothing else says it
+
+
+def cluster_id(consumer: KafkaConsumer) -> str | None:
+    """Return the id that the brokers' cluster was given; None: it is not known, or they give none."""
+    found: str | None = consumer._cluster.cluster_id  # noqa: SLF001 - nothing else says it
+    return found or None
+
+
+def partition_count(consumer: KafkaConsumer, topic: str) -> int | None:
+    """Return the number of a topic's partitions, as far as is known without asking; None: it is not known now."""
+    found = consumer._cluster.partitions_for_topic(topic)  # noqa: SLF001 - the public one asks the brokers, and waits
+    return len(found) if found else None
+
+
+def refresh(consumer: KafkaConsumer) -> None:
+    """Have the client ask at once what topics and partitions there are, and not wait for it."""
+    consumer._cluster.request_update()  # noqa: SLF001 - nothing else does
+
+
+async def pause_loop(consumer: KafkaConsumer, seconds: float) -> None:
+    """Sleep in the client's event loop, where its heartbeats go on meanwhile."""
+    await consumer._net.sleep(seconds)  # noqa: SLF001 - it has a loop of its own, not asyncio's
