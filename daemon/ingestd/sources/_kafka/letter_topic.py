@@ -182,6 +182,8 @@ class LetterTopic:
             UnavailableError: No broker answers.
             ConfigError: They refuse us.
         """
+        if not records:
+            return []
         sent: list[Any] = []
         for topic, partition, one in records:
             try:
