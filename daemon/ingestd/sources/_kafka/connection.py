@@ -3,7 +3,8 @@
 Owns every look behind the client's public face, and ``pyproject.toml`` holds the client to the minor version that they
 were read in. They are: when a heartbeat was sent and answered, and whether any are sent; when the group was asked for
 our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, those
-that are hidden from us), and that it is asked for now; sleeping in the event loop; and that no topics are created.
+that are hidden from us), and that it is asked for now; what it could not read; sleeping in the event loop; and that no
+topics are created.
 """
 
 from __future__ import annotations
@@ -262,6 +263,18 @@ class Group:
     def _hear(self, at: float) -> None:
         with self._lock:
             self._heard_at = at if self._heard_at is None else max(self._heard_at, at)
+
+
+def drop_unreadable(consumer: KafkaConsumer) -> None:
+    """Have what could not be read asked for again: the client keeps it, and its next poll would never come to an end.
+
+    It goes on taking from an iterator that has failed and gives nothing any more: a batch whose checksum is wrong, or
+    whose codec is not known. What came before it has been handed to us.
+    """
+    fetcher = consumer._fetcher  # noqa: SLF001 - see above
+    if fetcher._next_partition_records is not None:  # noqa: SLF001 - see above
+        fetcher._next_partition_records.drain()  # noqa: SLF001 - see above
+        fetcher._next_partition_records = None  # noqa: SLF001 - see above
 
 
 def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:

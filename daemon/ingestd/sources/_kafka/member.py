@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from kafka.errors import FencedInstanceIdError, KafkaError, TopicAuthorizationFailedError
+from kafka.structs import TopicPartition
 
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.backlog import Backlog
-from ingestd.sources._kafka.connection import connect, denied
+from ingestd.sources._kafka.connection import connect, denied, drop_unreadable
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
 from ingestd.sources._kafka.placing import place
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from kafka import KafkaConsumer
-    from kafka.structs import TopicPartition
 
     from ingestd.model import Event, Outcome
     from ingestd.ports import Clock, Intake
@@ -70,6 +70,8 @@ class Member:
         self._parking = Parking(name, config.max_lag, config.max_parked_seconds)
         self._notices: deque[Outcome] = deque()
         self._seat: Seat | None = None
+        self._over = False
+        """Whether it has ended, and holds nothing for good."""
         self._again: set[TopicPartition] = set()
         self._paused = False
         self._failures = 0
@@ -85,6 +87,18 @@ class Member:
         """Return a tenure that goes on. Safe to call from any thread."""
         seat = self._seat
         return None if seat is None else seat.holdings.known(tenure_id)
+
+    def holder(self, topic: str, number: int) -> Tenure | None:
+        """Return the tenure of a partition that is held here; None: it is not. Safe to call from any thread.
+
+        Raises:
+            UnavailableError: It cannot be said now: the group is deciding, or has lost sight of us.
+        """
+        seat = self._seat
+        tenure = None if seat is None else seat.holdings.of(TopicPartition(topic, number))
+        if tenure is None and not self._over and (seat is None or not seat.gate.holds()):
+            raise UnavailableError(f"kafka:{self._name}", f"whether {topic}/{number} is ours is not known now")
+        return tenure
 
     def is_expired(self, position: str) -> bool:
         """Return whether a parked record gets no further try. Safe to call from any thread."""
@@ -109,6 +123,7 @@ class Member:
             raise
         finally:
             self._close(seat)
+            self._over = True
 
     def _open(self, intake: Intake) -> Seat:
         """Reach the brokers, however long that takes, and ask for partitions."""
@@ -177,6 +192,7 @@ class Member:
         if seat.failed is not None:
             raise seat.failed from error
         raise_if_refused(self._name, error)
+        drop_unreadable(seat.consumer)
         self._failures += 1
         self._trouble(f"reading fails: {told(error)}")
         self._take_note(seat.holdings)
