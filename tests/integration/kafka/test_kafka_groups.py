@@ -96,20 +96,3 @@ def test_a_pipeline_that_takes_nothing_keeps_its_partitions(on_tansu: Rig) -> No
         engine.until_settled(600)
         assert {partition: list(range(150)) for partition in range(4)} == offsets(engine)
         assert 600 == engine.totals()["accepted"]
-
-
-def test_cooperative_members_give_up_only_what_moves(on_noida: Rig) -> None:
-    """While a partition moves, the other one's lease and what is in flight under it go on."""
-    on_noida.make(2)
-    on_noida.produce(*records(3, partition=0), *records(3, partition=1, start=10))
-    with on_noida.running(script=kept, assignment="cooperative", group_instance_id="a") as first:
-        first.until_came(6)
-        with on_noida.running(assignment="cooperative", group_instance_id="b") as second:
-            (moved,), (stayed,) = second.until_holds(1), first.until_holds(1)
-            second.until_settled(3)
-            assert {moved[1]: [0, 1, 2]} == offsets(second)
-            first.end(first.kept)
-            on_noida.until_committed(3, partition=stayed[1])
-            on_noida.until_committed(3, partition=moved[1])
-            assert (3, 3) == (first.totals()["accepted"], first.totals()["written"])
-            assert 6 == len(first.events)
