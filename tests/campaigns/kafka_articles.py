@@ -141,7 +141,8 @@ def _both_ways(name: str, folder: Path, broker: Tansu, fill: Callable[[Path], No
         fill(ours.inbox)
         ours.command(())  # writes the configuration, which the fold reads
         expected = fold(ours.inbox, ours.config_file, SOURCE)
-        documents = len({row.document_id for row in expected})
+        # More than have rows: two abstracts are empty.
+        documents = sum(path.is_file() for path in ours.inbox.rglob("*"))
         if name == "articles":
             _sidecars(ours.inbox)
 
