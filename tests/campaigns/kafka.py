@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.campaigns.kafka_ground import Wish
+from tests.campaigns.kafka_ground import WITHOUT, Wish
 from tests.campaigns.kafka_scenes import SCENES
 
 from ingestd.ops import log
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=None, help="how often it kills, changes or stops")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--log-level", choices=["debug", "info"], default="info", help="of the members")
-    parser.add_argument("--no-leases", action="store_true", help="take the leases out: it has to fail then")
+    parser.add_argument("--without", choices=WITHOUT, default=None, help="take this out of the daemons: it has to fail")
     parser.add_argument("--folder", type=Path, default=None, help="where to work, kept; default: a passing one")
     asked = parser.parse_args()
     log.configure("warning", json=True)  # of what is called here in place: the daemons have logs of their own
@@ -48,7 +48,7 @@ def main() -> None:
         asked.milvus,
         asked.seed,
         asked.log_level,
-        leases=not asked.no_leases,
+        asked.without,
     )
     report("campaign", scenario=asked.scenario, **asdict(wish))
     with tempfile.TemporaryDirectory(prefix="campaign-") as passing:

@@ -33,6 +33,23 @@ IN_FLIGHT = 1000
 """The default of limits.in_flight_events."""
 POLLED = 500
 """The default of max_poll_records: what may wait for room beyond that."""
+WITHOUT = {
+    # A member writes whatever the group says.
+    "leases": """\
+from ingestd.sources._kafka.tenure import Tenure
+
+Tenure.enter = lambda self: True
+Tenure.leave = lambda self: None
+Tenure.ended = property(lambda self: False)
+""",
+    # What was taken is committed, whether it is done or not.
+    "watermarks": """\
+from ingestd.sources._kafka.tracker import Tracker
+
+Tracker.watermark = property(lambda self: self.next)
+""",
+}
+"""What can be taken out of a daemon, and how. It has to fail then."""
 SOURCE, TOPIC, GROUP = "cms", "documents", "ingestd"
 
 
@@ -47,8 +64,8 @@ class Wish:
     milvus: Literal["lite", "server"] = "lite"
     seed: int = 0
     log_level: str = "info"
-    leases: bool = True
-    """False: without them, to show that the campaign would find out."""
+    without: str | None = None
+    """What is taken out of the daemons, to show that the campaign finds out; of ``WITHOUT``."""
 
 
 @dataclass(slots=True)
@@ -217,8 +234,8 @@ class Ground:
         workplace.configure("log.level", self.wish.log_level)
         if self.uri is not None:
             workplace.configure("milvus.uri", self.uri)
-        if not self.wish.leases:
-            _without_leases(workplace)
+        if self.wish.without is not None:
+            _take_out(workplace, self.wish.without)
         for key, value in settings.items():
             workplace.configure(key.replace("__", "."), value)
         made = Member(workplace, self.accounts, self.stack)
@@ -347,19 +364,10 @@ def rate(count: int, seconds: float) -> float:
     return round(count / seconds, 1)
 
 
-def _without_leases(workplace: Workplace) -> None:
-    """Have a member's daemon write whatever the group says: Python imports ``sitecustomize`` when it starts."""
-    folder = workplace.root / "without-leases"
+def _take_out(workplace: Workplace, what: str) -> None:
+    """Have a member's daemon do without something: Python imports ``sitecustomize`` when it starts."""
+    folder = workplace.root / "without"
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_WITHOUT_LEASES)
+    (folder / "sitecustomize.py").write_text(WITHOUT[what])
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     workplace.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-
-
-_WITHOUT_LEASES = """\
-from ingestd.sources._kafka.tenure import Tenure
-
-Tenure.enter = lambda self: True
-Tenure.leave = lambda self: None
-Tenure.ended = property(lambda self: False)
-"""

@@ -71,6 +71,7 @@ def kills(wish: Wish, folder: Path, report: Report, times: int = 20) -> dict[str
         for number in range(times):
             member.start()
             left = place.produced - sum(place.committed().values())
+            assert left, "the work ended before the kills did"
             if number % 4 == 3:
                 seconds = draw.uniform(0.1, 1.5) * START_UP
                 until_moment(moment(seconds), [member])
@@ -168,7 +169,7 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
             report("stop", number=number, seconds=round(seconds, 1), in_flight=in_flight, returned=returned)
             place.check_rows(place.expected())  # each time: later edits would hide what this did
             assert in_flight, "it had nothing in flight"
-            assert returned or not wish.leases, "it gave nothing back"
+            assert returned or wish.without, "it gave nothing back"
         for member in crew:
             member.stop()
         return place.check()
