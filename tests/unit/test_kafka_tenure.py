@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka.structs import TopicPartition
 
-from ingestd.sources._kafka.tenure import FRESH, Gate, Loan, Tenure, boot_time
+from ingestd.sources._kafka.tenure import FRESH, Borrowed, Gate, Loan, Tenure, boot_time
 from ingestd.sources._kafka.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -206,6 +206,20 @@ def test_a_loan_always_holds() -> None:
     assert (loan.lent, loan.ended, loan.enter()) == (True, False, True)
     loan.leave()
     assert loan.id != Loan().id
+
+
+def test_a_tenure_that_is_borrowed_is_that_tenure(bench: Bench) -> None:
+    """A letter that is tried again while its partition is held: counted as a call of it, and over when it is."""
+    tenure = bench.tenure()
+    borrowed = Borrowed(tenure)
+    assert (borrowed.id, borrowed.lent, borrowed.ended) == (tenure.id, True, False)
+    assert borrowed.enter()
+    assert bench.gate.calls == 1
+    borrowed.leave()
+    bench.membership.age = None
+    assert not borrowed.enter()
+    tenure.end()
+    assert (borrowed.ended, borrowed.enter(), bench.gate.calls) == (True, False, 0)
 
 
 def test_the_clock_counts_what_the_machine_sleeps() -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from ingestd.errors import ConfigError, UnavailableError
-from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict
+from ingestd.errors import ConfigError, DocumentError, UnavailableError
+from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict, Version
 from ingestd.sources._kafka.events import event_of, record_of
 from ingestd.sources._kafka.security import SaslConfig, TlsConfig  # noqa: TC001 - pydantic reads the annotations
 from ingestd.sources._kafka.start import Start  # noqa: TC001 - pydantic reads the annotation
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ingestd.metrics import SourceMetrics
-    from ingestd.model import DeadLetter, Outcome, Record
+    from ingestd.model import DeadLetter, Lease, Outcome, Record
     from ingestd.ports import Intake, LetterTopic, SourceScope
     from ingestd.sources._kafka.tenure import Tenure
 
@@ -143,6 +143,12 @@ class Config(BaseModel):
                 f"name it otherwise, or leave it out of the pattern, as in (?!{re.escape(letters)}$)(?:{pattern})"
             )
 
+    def reads(self, topic: str) -> bool:
+        """Return whether a topic is among those that are read."""
+        if self.topic_pattern is not None:
+            return re.match(self.topic_pattern, topic) is not None
+        return topic in self.topics
+
     def build(self, name: str, scope: SourceScope) -> KafkaSource:
         """Return the source. Nothing is connected before ``run``."""
         return KafkaSource(name, self, scope)
@@ -164,6 +170,7 @@ class KafkaSource:
         self.collection = config.collection
         self._config = config
         self._clock = scope.clock
+        self._shared = scope.shared
         self._fingerprint = scope.fingerprint(Verdict.DEAD_LETTERED)
         limits = ValueLimits(max_value_bytes=config.max_value_bytes, max_bytes=scope.max_bytes)
         registry = config.schema_registry
@@ -197,8 +204,6 @@ class KafkaSource:
         Raises:
             UnavailableError: Its partition was given back just now, or a broker or the registry does not answer.
         """
-        from ingestd.sources._kafka.tenure import Loan  # noqa: PLC0415 - beside the client
-
         tenure_id = parked.tenure if isinstance(parked, Parked) else ""
         tenure = self._member.tenure(tenure_id) if tenure_id else None
         if tenure_id and tenure is None:
@@ -206,21 +211,21 @@ class KafkaSource:
         record = parked.record or self._read_again(parked.position)
         if record is None:
             return self._gone(parked)
-        expired = tenure is not None and self._member.is_expired(parked.position)
-        event = event_of(
+        if tenure is None:
+            return self._tried_again(parked, record)
+        expired = self._member.is_expired(parked.position)
+        return event_of(
             record,
             self._decoder,
             source=self.name,
             collection=self.collection,
-            domain=tenure.domain if tenure is not None else "",
-            lease=tenure if tenure is not None else Loan(),
+            domain=tenure.domain,
+            lease=tenure,
             attempt=parked.attempt if isinstance(parked, Parked) else 1,
             first_failed_at=parked.first_failed_at,
             failure=parked.failure if expired else None,
             id_from=self._config.id_from,
-            again=tenure is None,
         )
-        return event if tenure is not None or parked.version is None else _versioned(event, parked)
 
     def checks(self) -> Sequence[Check]:
         """Say how the source is."""
@@ -313,6 +318,39 @@ class KafkaSource:
         cure = "records wait, and go on by themselves once it answers" if waits_for else ""
         return (Check(f"{self.name}:registry", ok=waits_for is None, detail=waits_for or "answers", cure=cure),)
 
+    def _tried_again(self, parked: Parked | DeadLetter, record: Record) -> Event | None:
+        """Return the event of a letter that an operator has tried again; None: its topic brings it.
+
+        Where others write the collection too, only whoever holds a partition may write what it is about. What is in no
+        topic of ours any more is nobody else's.
+        """
+        from ingestd.sources._kafka.rewriting import write_again  # noqa: PLC0415 - imports the client
+        from ingestd.sources._kafka.tenure import Borrowed, Loan  # noqa: PLC0415 - beside the client
+
+        lease: Lease = Loan()
+        if self._shared and self._config.reads(record.topic):
+            held = self._member.holder(record.topic, record.partition)
+            if held is None:
+                try:
+                    write_again(self.name, self._config, record, parked.version or Version(record.offset, ""))
+                except DocumentError as error:
+                    return self._refused(parked, record, str(error))
+                return None
+            lease = Borrowed(held)
+        event = event_of(
+            record,
+            self._decoder,
+            source=self.name,
+            collection=self.collection,
+            domain="",
+            lease=lease,
+            attempt=parked.attempt if isinstance(parked, Parked) else 1,
+            first_failed_at=parked.first_failed_at,
+            id_from=self._config.id_from,
+            again=True,
+        )
+        return event if parked.version is None else _versioned(event, parked)
+
     def _read_again(self, position: str) -> Record | None:
         """Return a record of which no copy was kept, from its topic; None: it is not there any more."""
         from ingestd.sources._kafka.topics import read_again  # noqa: PLC0415 - imports the client
@@ -320,13 +358,26 @@ class KafkaSource:
         return read_again(self.name, self._config, position)
 
     def _gone(self, parked: Parked | DeadLetter) -> Event:
-        failure = Failure(
-            Stage.SOURCE,
-            "DocumentError",
+        return self._refused(
+            parked,
+            None,
             f"{parked.position}: its value was too large to be kept, and the topic does not have it any more; "
             f"before that: {parked.failure.message}",
         )
-        return Event(parked.key, parked.op, self.name, parked.position, None, version=parked.version, fault=failure)
+
+    def _refused(self, parked: Parked | DeadLetter, record: Record | None, message: str) -> Event:
+        """Return an event that cannot be tried: a dead letter at once."""
+        failure = Failure(Stage.SOURCE, "DocumentError", message)
+        return Event(
+            parked.key,
+            parked.op,
+            self.name,
+            parked.position,
+            None,
+            version=parked.version,
+            record=record,
+            fault=failure,
+        )
 
 
 def _versioned(event: Event, parked: Parked | DeadLetter) -> Event:

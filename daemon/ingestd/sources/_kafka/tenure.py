@@ -152,11 +152,41 @@ class Tenure:
         self._gate.leave()
 
 
-class Loan:
-    """The right to a single try, for a dead letter that an operator has tried again (``model.Lease``).
+class Borrowed:
+    """A tenure, for a dead letter of its partition that an operator has tried again (``model.Lease``).
 
-    Its partition may be another member's by now, and its offset was passed long ago: nothing would bring the event
-    again if it were given back. Its version still keeps it from replacing anything newer.
+    The letter's offset was passed long ago, so it is in no tracker, and nothing would bring it again if it were given
+    back: it waits on where it did.
+
+    Args:
+        tenure: The one under which its partition is held.
+    """
+
+    lent = True
+
+    def __init__(self, tenure: Tenure) -> None:
+        self.id = tenure.id
+        self._tenure = tenure
+
+    @property
+    def ended(self) -> bool:
+        """Whether the partition is not ours any more."""
+        return self._tenure.ended
+
+    def enter(self) -> bool:
+        """Begin a call that changes Milvus. See ``model.Lease``."""
+        return self._tenure.enter()
+
+    def leave(self) -> None:
+        """End a call."""
+        self._tenure.leave()
+
+
+class Loan:
+    """The right to a single try, for a dead letter where nobody else writes (``model.Lease``).
+
+    Its partition may not be held here, and nothing would bring the event again if it were given back. Its version
+    still keeps it from replacing anything newer.
     """
 
     lent = True
