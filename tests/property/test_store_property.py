@@ -455,7 +455,9 @@ class StoreMachine(RuleBasedStateMachine):
         listed = [replace(each, record=None) for each in parked]
         assert sorted(store.parked(), key=repr) == sorted(listed, key=repr)
         now = self.clock.now
-        due = [replace(p, failure=replace(p.failure, traceback=None)) for p in parked if p.due_at <= now]
+        due = [replace(p, failure=replace(p.failure, traceback=None)) for p in listed if p.due_at <= now]
+        whole = [store.whole(each) for each in store.parked()]
+        assert sorted(whole, key=repr) == sorted(parked, key=repr)
         assert sorted(store.due(now, 99), key=repr) == sorted(due, key=repr)
         for owned in ([("inbox", "c1"), ("cms", "c2")], [("inbox", "c2")]):
             mine = [p for p in due if (p.source, p.key.collection) in owned]

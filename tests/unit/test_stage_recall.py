@@ -104,9 +104,9 @@ def asked(sink: MemorySink) -> list[tuple[str, ...]]:
     return questions
 
 
-def leased(event: Event, lease: ManualLease) -> Event:
-    """Return the event as it comes under a lease."""
-    return replace(event, lease=lease)
+def leased(event: Event, lease: ManualLease, *, keyed: bool = True) -> Event:
+    """Return the event as it comes under a lease, by default of a topic whose keys are the documents' ids."""
+    return replace(event, lease=lease, keyed=keyed)
 
 
 def explicit(event: Event, number: int) -> Event:
@@ -237,12 +237,47 @@ def test_a_member_relies_on_what_it_wrote_under_the_same_lease(member: Assembly,
     member.run(leased(upsert("a", "one", 1), lease))
     assert questions == [("a",)]
     assert ended(member, leased(upsert("a", "one", 1), lease)).verdict is Verdict.UNCHANGED
-    assert member.run(leased(upsert("a", "one", 2), lease))[0].verdict is Verdict.UNCHANGED
+    [again] = member.run(leased(upsert("a", "one", 2), lease))
+    assert (again.verdict, again.embedded, again.reused) == (Verdict.WRITTEN, 0, 1)
     assert questions == [("a",)]
     assert extracted(member, leased(upsert("a", "two", 3), lease)).entry is not None
     assert questions == [("a",)]
     assert extracted(member, leased(upsert("a", "two", 3), ManualLease("second"))).entry is not None
     assert questions == [("a",), ("a",)]
+
+
+@pytest.mark.parametrize("other", ["not keyed", "on a loan", "explicit"])
+def test_what_can_come_in_other_partitions_too_is_always_asked_for(
+    member: Assembly, sink: MemorySink, other: str
+) -> None:
+    """Under the very same lease: another member may have written the document from another partition since."""
+    lease = ManualLease("first", lent=other == "on a loan")
+    questions = asked(sink)
+    for number in (1, 2):
+        event = leased(upsert("a", f"text {number}", number), lease, keyed=other != "not keyed")
+        member.run(explicit(event, number) if other == "explicit" else event)
+    assert questions == [("a",), ("a",)]
+
+
+def test_another_domains_explicit_versions_are_asked_for(member: Assembly, sink: MemorySink) -> None:
+    """Offsets until now, and a producer's own version from another partition meanwhile: it is found, and it counts."""
+    lease = ManualLease("first")
+    member.run(leased(explicit(upsert("a", "one", 1), 5), lease))
+    questions = asked(sink)
+    assert refused(ended(member, leased(upsert("a", "two", 2), lease)))
+    assert questions == [("a",)]
+
+
+@pytest.mark.parametrize("text", ["same", ""])
+def test_the_next_owner_knows_the_latest_version_whatever_it_changed(
+    member: Assembly, sink: MemorySink, text: str
+) -> None:
+    """Equal content under a later version, or a version without text: Milvus says so, and older ones are superseded."""
+    first, second = ManualLease("first"), ManualLease("second")
+    member.run(leased(explicit(upsert("a", "same", 1), 5), first))
+    member.run(leased(explicit(upsert("a", text, 2), 7), first))
+    assert ended(member, leased(explicit(upsert("a", "late", 3), 6), second)).verdict is Verdict.SUPERSEDED
+    assert sink.texts() == ({"a": ("same",)} if text else {})
 
 
 def test_what_another_member_wrote_meanwhile_counts(member: Assembly, sink: MemorySink, tmp_path: Path) -> None:
@@ -323,7 +358,7 @@ HERE, THERE = "topic/0", "topic/1"
         (held(Version(9, HERE), Version(2, EXPLICIT)), Version(2, EXPLICIT)),  # stronger than any offset
         (held(Version(5, HERE), tombstone=Version(4, HERE)), Version(5, HERE)),  # written again since
         (held(Version(5, HERE), tombstone=Version(9, THERE)), Version(5, HERE)),  # says nothing about these rows
-        (held(Version(5, EXPLICIT), tombstone=Version(9, HERE)), Version(5, EXPLICIT)),
+        (held(Version(5, EXPLICIT), tombstone=Version(4, HERE)), Version(5, EXPLICIT)),
     ],
 )
 def test_rows_say_which_version_a_document_has(found: Held, version: Version) -> None:
@@ -346,6 +381,28 @@ def test_a_tombstone_that_is_not_older_says_that_a_document_is_gone(found: Held)
     assert found.tombstone is not None
     expected = Entry(KEY, "cms", found.tombstone, "", "", doubtful=frozenset(found.rows), deleted=True)
     assert entry_of(upsert("a", "x", 6), found) == expected
+
+
+def test_what_a_delete_of_its_own_partition_passed_touches_nothing() -> None:
+    """The rows are another domain's, and later: the event is held against the tombstone, and changes none."""
+    found = held(Version(5, THERE), tombstone=Version(9, HERE))
+    assert entry_of(upsert("a", "x", 6), found) == Entry(KEY, "cms", Version(9, HERE), "", "", deleted=True)
+    assert entry_of(upsert("a", "x", 10), found) == Entry(KEY, "cms", Version(5, THERE), "", "", present=found.rows)
+
+
+def test_rows_of_an_attempt_at_this_very_version_are_in_doubt() -> None:
+    """They stand beside the old version's, whose first chunk is there: if the version fails now, they go."""
+    old, new = Version(3, HERE), Version(6, HERE)
+    rows = {f"{at:032x}": DIGEST for at in range(3)}
+    made = dict(zip(rows, (old, old, new), strict=True))
+    begun = frozenset(list(rows)[2:])
+    half = Held(rows, frozenset({old, new}), "cms", made=made, firsts=frozenset({old}))
+    present = {chunk_id: DIGEST for chunk_id in rows if chunk_id not in begun}
+    entry = Entry(KEY, "cms", new, "", "", present=present, doubtful=begun, begun=begun)
+    assert entry_of(upsert("a", "x", 6), half) == entry
+    whole = replace(half, firsts=frozenset({new}))
+    assert entry_of(upsert("a", "x", 6), whole) == replace(entry, present=rows, doubtful=frozenset(), begun=frozenset())
+    assert entry_of(upsert("a", "x", 7), half) == entry_of(upsert("a", "x", 7), whole)
 
 
 def test_what_milvus_does_not_know_is_not_known() -> None:

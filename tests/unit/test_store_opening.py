@@ -246,7 +246,7 @@ def test_a_state_of_before_records_goes_on(tmp_path: Path, version: int) -> None
         late = replace(event, source="cms", position=record.position, record=record)
         store.settle([Outcome(late, Verdict.RETRYING, failure=failure, wait=0.0)], fingerprints)
         store.settle([Outcome(replace(late, position="t/0@8"), Verdict.DEAD_LETTERED, failure=failure)], fingerprints)
-        assert [parked.record for parked in store.due(time.time() + 1, 9)] == [None, record]
+        assert [store.whole(parked).record for parked in store.due(time.time() + 1, 9)] == [None, record]
         assert [letter.record for letter in store.dead_letters()] == [None, record]
     with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
