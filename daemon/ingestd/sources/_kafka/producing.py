@@ -28,6 +28,7 @@ from kafka.errors import (
 from ingestd.errors import ConfigError, DocumentError, IngestError, UnavailableError
 from ingestd.model import Content
 from ingestd.sources._ids import escape
+from ingestd.sources._kafka.connection import creating_none
 from ingestd.sources._kafka.preflight import preflight
 from ingestd.sources._kafka.refusals import refused
 from ingestd.sources._tree import SIDECAR
@@ -53,7 +54,6 @@ _TUNING: dict[str, Any] = {
     "batch_size": 256 * 1024,
     # The brokers have the say on sizes; ours would only be another number to raise.
     "max_request_size": 1 << 30,
-    "allow_auto_create_topics": False,
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "max_block_ms": int(CONNECT_SECONDS * 1000),
     "delivery_timeout_ms": int(DELIVERY_SECONDS * 1000),
@@ -208,7 +208,8 @@ class Producer:
         self._under_way: deque[tuple[Any, Outgoing]] = deque()
         self._bytes = 0
         try:
-            self._client = KafkaProducer(bootstrap_servers=list(servers), **{**_TUNING, **options})
+            client = KafkaProducer(bootstrap_servers=list(servers), **{**_TUNING, **options})
+            self._client = creating_none(client)  # a name that is misspelt is no topic
         except (KafkaError, OSError) as error:
             _raise(error, f"the brokers {', '.join(servers)}")
 
