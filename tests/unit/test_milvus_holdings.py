@@ -81,6 +81,9 @@ def test_documents_are_put_together() -> None:
         holdings.add(read(TARGET, _stored(row)))
     for n in range(2):
         expected = {row.id: row.digest() for row in rows if row.document_id == f"{n}.txt"}
-        assert holdings.of(f"{n}.txt", None) == Held(expected, frozenset({Version(1, "d")}), f"s{n}")
+        version = Version(1, "d")
+        made, firsts = dict.fromkeys(expected, version), frozenset({version})
+        found = Held(expected, frozenset({version}), f"s{n}", made=made, firsts=firsts)
+        assert holdings.of(f"{n}.txt", None) == found
     assert holdings.of("2.txt", None) is None
     assert holdings.of("2.txt", Version(4, "d")) == Held({}, frozenset(), "", Version(4, "d"))
