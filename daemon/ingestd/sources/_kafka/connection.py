@@ -3,8 +3,8 @@
 Owns every look behind the client's public face, and ``pyproject.toml`` holds the client to the minor version that they
 were read in. They are: when a heartbeat was sent and answered, and whether any are sent; when the group was asked for
 our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, those
-that are hidden from us), and that it is asked for now; what it could not read; sleeping in the event loop; and that no
-topics are created.
+that are hidden from us), and that it is asked for now; what it could not read; what is committed of many partitions at
+once; sleeping in the event loop; and that no topics are created.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from ingestd.sources._kafka.security import client_options
 from ingestd.sources._kafka.tenure import boot_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kafka.structs import OffsetAndMetadata, TopicPartition
+
     from ingestd.sources.kafka import Config
 
 C = TypeVar("C", KafkaConsumer, KafkaProducer)
@@ -298,6 +302,21 @@ def partition_count(consumer: KafkaConsumer, topic: str) -> int | None:
     """Return the number of a topic's partitions, as far as is known without asking; None: it is not known now."""
     found = consumer._cluster.partitions_for_topic(topic)  # noqa: SLF001 - the public one asks the brokers, and waits
     return len(found) if found else None
+
+
+def committed(
+    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], seconds: float
+) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    """Return what the group has committed of some partitions; those without a commit are left out.
+
+    Raises:
+        KafkaError: No answer within the seconds, or a refusal.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001 - the public one asks for one partition at a time
+    found: Mapping[TopicPartition, OffsetAndMetadata] = coordinator.fetch_committed_offsets(
+        list(partitions), timeout_ms=seconds * 1000
+    )
+    return found
 
 
 def refresh(consumer: KafkaConsumer) -> None:

@@ -23,7 +23,6 @@ from ingestd.sources._kafka.backlog import Backlog
 from ingestd.sources._kafka.connection import connect, denied, drop_unreadable
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
-from ingestd.sources._kafka.placing import place
 from ingestd.sources._kafka.rebalance import Seat
 from ingestd.sources._kafka.view import PartitionView, View
 
@@ -258,9 +257,10 @@ class Member:
         """Seek to where partitions begin that are newly held, where that is not the earliest record."""
         if self._config.start == "earliest":
             seat.holdings.placed.clear()
+            return
         for partition in list(seat.holdings.placed):
             try:
-                offset = place(seat.consumer, partition, self._config.start)
+                offset = seat.placing.place(partition)
             except KafkaError as error:
                 raise_if_refused(self._name, error)
                 self._trouble(f"{partition.topic}/{partition.partition} cannot be placed: {told(error)}")
@@ -269,6 +269,7 @@ class Member:
             if offset is not None:
                 log.info("begins", source=self._name, partition=str(partition), offset=offset)
             seat.holdings.placed.discard(partition)
+        seat.placing.done()
 
     def _steer(self, seat: Seat) -> None:
         """Pause while something waits, or while nothing that is read could be written."""
@@ -276,7 +277,7 @@ class Member:
         wait = bool(len(self._backlog) or seat.holdings.placed or behind or not seat.gate.holds())
         if wait:
             seat.consumer.pause(*seat.consumer.assignment())
-        elif self._paused:
+        else:  # also what was paused when it was assigned, until it was placed
             seat.consumer.resume(*seat.consumer.paused())
         self._paused = wait
 

@@ -18,6 +18,7 @@ from ingestd.sources._kafka.commits import Commits
 from ingestd.sources._kafka.connection import Group, pause_loop, refresh
 from ingestd.sources._kafka.ends import Ends
 from ingestd.sources._kafka.holdings import Holdings
+from ingestd.sources._kafka.placing import Placing
 from ingestd.sources._kafka.progress import Progress
 from ingestd.sources._kafka.tenure import Gate
 from ingestd.sources._kafka.topology import Change, Topology
@@ -59,6 +60,7 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self.holdings = Holdings(self.gate, self.topology.domain, consumer.seek)
         self.commits = Commits(source, consumer, self.holdings, config.commit_seconds)
         self.ends = Ends(consumer)
+        self.placing = Placing(consumer, config.start)
         self.progress = Progress(consumer, self.ends)
         self.rebalances = 0
         self.failed: Exception | None = None
