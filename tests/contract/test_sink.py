@@ -49,8 +49,10 @@ def some(target: Target, sink: MilvusSink, base: int) -> Iterator[list[Row]]:
 def _expected(rows: list[Row], document: str) -> Held:
     """Return what is there of a document when these rows are."""
     chunks = sorted((row for row in rows if row.document_id == document), key=lambda row: row.chunk_index)
-    versions = frozenset(Version(row.version, row.domain) for row in chunks)
-    return Held({row.id: row.digest() for row in chunks}, versions, chunks[0].source)
+    made = {row.id: Version(row.version, row.domain) for row in chunks}
+    firsts = frozenset(made[row.id] for row in chunks if row.chunk_index == 0)
+    digests = {row.id: row.digest() for row in chunks}
+    return Held(digests, frozenset(made.values()), chunks[0].source, made=made, firsts=firsts)
 
 
 def _read(sink: MilvusSink, target: Target, ids: list[str]) -> dict[str, dict[str, object]]:
@@ -168,7 +170,10 @@ def test_held_of_a_version_that_was_left_half_written(sink: MilvusSink, target: 
     ]
     sink.upsert(rows)
     held = sink.held([f"half of {base}"])[f"half of {base}"]
-    assert held == Held({row.id: row.digest() for row in rows}, frozenset({old, new}), "new")
+    made: dict[str, Version] = {row.id: Version(row.version, row.domain) for row in rows}
+    firsts = frozenset(made[row.id] for row in rows if row.chunk_index == 0)
+    digests = {row.id: row.digest() for row in rows}
+    assert held == Held(digests, frozenset({old, new}), "new", made=made, firsts=firsts)
     sink.delete([row.id for row in rows])
     assert sink.held([f"half of {base}"]) == {}
 
