@@ -36,6 +36,7 @@ from ingestd.model import (
     VectorKind,
     Version,
 )
+from ingestd.ports import always
 from ingestd.stages.chunk import Chunk
 from ingestd.stages.embed import Embed, VectorField
 from ingestd.stages.extract import Extract
@@ -163,9 +164,10 @@ class MemorySink:
         self.before: Callable[[str, Sequence[ChunkId]], None] = lambda _operation, _ids: None
         """Called before each operation, and before each row's turn with that row alone (``row``)."""
 
-    def upsert(self, rows: Sequence[Row]) -> None:
+    def upsert(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> None:
         """Write rows."""
         self._begin("upsert", rows)
+        allow()
         if any(not row.vectors for row in rows):
             raise ValueError("an upsert without vectors")
         for row in rows:
@@ -173,9 +175,10 @@ class MemorySink:
             self.rows[row.id] = row
         self._end("upsert", [row.id for row in rows])
 
-    def rewrite(self, rows: Sequence[Row]) -> frozenset[ChunkId]:
+    def rewrite(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> frozenset[ChunkId]:
         """Write all but the vectors of rows that are there."""
         self._begin("rewrite", rows)
+        allow()
         there = [row for row in rows if row.id in self.rows]
         for row in there:
             self.before("row", [row.id])
@@ -183,9 +186,10 @@ class MemorySink:
         self._end("rewrite", [row.id for row in there])
         return frozenset(row.id for row in rows) - self.rows.keys()
 
-    def delete(self, ids: Sequence[ChunkId]) -> None:
+    def delete(self, ids: Sequence[ChunkId], *, allow: Callable[[], None] = always) -> None:
         """Delete rows."""
         self._call("delete", ids)
+        allow()
         for chunk_id in ids:
             self.before("row", [chunk_id])
             self.rows.pop(chunk_id, None)

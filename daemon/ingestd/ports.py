@@ -390,6 +390,10 @@ class Device(Protocol):
         ...
 
 
+def always() -> None:
+    """Allow every request."""
+
+
 class Sink(Protocol):
     """One collection. Every call is idempotent, has a timeout, and raises by the errors' verdicts:
 
@@ -400,20 +404,29 @@ class Sink(Protocol):
 
     collection: str
 
-    def upsert(self, rows: Sequence[Row]) -> None:
-        """Write rows with their vectors, split into requests by bytes and rows. Keys are unique."""
+    def upsert(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> None:
+        """Write rows with their vectors, split into requests by bytes and rows. Keys are unique.
+
+        Args:
+            rows: The rows.
+            allow: Called right before each request that changes something; what it raises goes through.
+        """
         ...
 
-    def rewrite(self, rows: Sequence[Row]) -> frozenset[ChunkId]:
+    def rewrite(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> frozenset[ChunkId]:
         """Write all but the vectors of rows that are there.
+
+        Args:
+            rows: The rows.
+            allow: As for ``upsert``: reading vectors back may take long.
 
         Returns:
             The ids that turned out not to be there: the ledger was wrong, and they have to be embedded again.
         """
         ...
 
-    def delete(self, ids: Sequence[ChunkId]) -> None:
-        """Delete rows by key; those that are not there count as deleted."""
+    def delete(self, ids: Sequence[ChunkId], *, allow: Callable[[], None] = always) -> None:
+        """Delete rows by key; those that are not there count as deleted. ``allow``: as for ``upsert``."""
         ...
 
     def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:

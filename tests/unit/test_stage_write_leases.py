@@ -280,7 +280,10 @@ def test_a_delete_of_what_nobody_knows_is_noted(member: Assembly, sink: MemorySi
 
 
 def test_every_change_is_made_inside_the_leases(member: Assembly, sink: MemorySink) -> None:
-    """Each call that changes something, and no other, is made between enter and leave, once for all its documents."""
+    """Each call that changes something, and no other, is made between enter and leave, once for all its documents.
+
+    What may be several requests asks again before each of them.
+    """
     one, two = ManualLease("one"), ManualLease("two")
     during: list[tuple[str, int, int]] = []
 
@@ -293,10 +296,31 @@ def test_every_change_is_made_inside_the_leases(member: Assembly, sink: MemorySi
     member.run(*(replace(event, payload=NEXT.payload, version=Version(9, "topic/0")) for event in events))
     member.run(leased(delete("d0", 10), one), leased(delete("d1", 10), two))
     changes = [calls for operation, *calls in during if operation in CHANGES]
+    again = [operation for operation, *_ in during if operation in CHANGES - {"bury"}]
     assert {operation for operation, *_ in during} >= CHANGES
     assert changes == [[1, 1]] * len(changes)
     assert all(calls == [0, 0] for operation, *calls in during if operation not in {*CHANGES, "row"})
-    assert one.begun == two.begun == len(changes)
+    assert one.begun == two.begun == len(changes) + len(again)
+
+
+@pytest.mark.parametrize("operation", sorted(CHANGES - {"bury"}))
+def test_nothing_is_sent_after_a_lease_is_lost_while_a_call_is_made_ready(
+    member: Assembly, sink: MemorySink, operation: str
+) -> None:
+    """A rewrite may read vectors back before it writes: one that is stopped meanwhile asks again before it does."""
+    lease = ManualLease()
+    member.run(leased(FIRST, lease))
+    sink.history.clear()
+
+    def before(called: str, _ids: Sequence[ChunkId]) -> None:
+        lease.allowed = lease.allowed and called != operation
+
+    sink.before = before
+    [outcome] = member.run(leased(NEXT, lease))
+    assert outcome.verdict is Verdict.RETURNED
+    assert not lease.allowed
+    assert operation not in operations(sink)
+    assert lease.calls == 0
 
 
 @pytest.mark.parametrize("operation", sorted(CHANGES))

@@ -22,9 +22,10 @@ from ingestd.milvus.schema import LONGEST_DOCUMENT_ID, PROPERTY_ID, possible
 from ingestd.milvus.tombstones import Tombstones
 from ingestd.milvus.verdict import Request, TooLargeError
 from ingestd.model import Hit, SparseVector, SparseVectors, StoredRow, Version
+from ingestd.ports import always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from ingestd.milvus.client import Connection
@@ -106,7 +107,7 @@ class MilvusSink:
             )
         return identity
 
-    def upsert(self, new: Sequence[Row]) -> None:
+    def upsert(self, new: Sequence[Row], *, allow: Callable[[], None] = always) -> None:
         """Write rows with their vectors. See ``ports.Sink``.
 
         Raises:
@@ -114,9 +115,9 @@ class MilvusSink:
         """
         rows.unique(new)
         for batch in self._batches(rows.encode(self._wanted, row, vectors=True) for row in new):
-            self._send(batch)
+            self._send(batch, allow)
 
-    def rewrite(self, changed: Sequence[Row]) -> frozenset[ChunkId]:
+    def rewrite(self, changed: Sequence[Row], *, allow: Callable[[], None] = always) -> frozenset[ChunkId]:
         """Write all but the vectors of rows that are there. See ``ports.Sink``."""
         rows.unique(changed)
         if not changed:
@@ -125,14 +126,15 @@ class MilvusSink:
         rewrite = self._rewrite_partly if partial else self._rewrite_whole
         missing: set[ChunkId] = set()
         for batch in self._batches(rows.encode(self._wanted, row, vectors=False) for row in changed):
-            missing |= rewrite(batch)
+            missing |= rewrite(batch, allow)
         return frozenset(missing)
 
-    def delete(self, ids: Sequence[ChunkId]) -> None:
-        """Delete rows by key; those that are not there count as deleted."""
+    def delete(self, ids: Sequence[ChunkId], *, allow: Callable[[], None] = always) -> None:
+        """Delete rows by key; those that are not there count as deleted. See ``ports.Sink``."""
         for start in range(0, len(ids), _KEYS):
             keys = list(ids[start : start + _KEYS])
             doing = f"deleting {len(keys)} rows from {self.collection}"
+            allow()
             self._connection.call("delete", self.collection, doing=doing, request=Request.KEYS, ids=keys)
 
     def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
@@ -226,10 +228,16 @@ class MilvusSink:
         config = self._connection.config
         return rows.batches(encoded, config.batch_bytes, config.batch_rows)
 
-    def _send(self, batch: list[Encoded], **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+    def _send(
+        self,
+        batch: list[Encoded],
+        allow: Callable[[], None],
+        **options: Any,  # noqa: ANN401 - passed on to the client as they are
+    ) -> None:
         if not batch:
             return
         doing = f"writing {len(batch)} rows to {self.collection}"
+        allow()
         try:
             self._connection.call(
                 "upsert",
@@ -243,13 +251,13 @@ class MilvusSink:
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
-            self._send(batch[:half], **options)
-            self._send(batch[half:], **options)
+            self._send(batch[:half], allow, **options)
+            self._send(batch[half:], allow, **options)
 
-    def _rewrite_partly(self, batch: list[Encoded]) -> frozenset[ChunkId]:
+    def _rewrite_partly(self, batch: list[Encoded], allow: Callable[[], None]) -> frozenset[ChunkId]:
         """Write one request's rows without vectors; return the ids that are not there."""
         try:
-            self._send(batch, partial_update=True)
+            self._send(batch, allow, partial_update=True)
         except DocumentError:
             # Most likely a row is not there: the server misses its vectors. Asking before every rewrite would cost
             # a read, and on a server a wait for its clock, for what hardly ever happens.
@@ -257,11 +265,11 @@ class MilvusSink:
             missing = frozenset(row.id for row in batch) - there
             if not missing:
                 raise
-            self._send([row for row in batch if row.id in there], partial_update=True)
+            self._send([row for row in batch if row.id in there], allow, partial_update=True)
             return missing
         return frozenset()
 
-    def _rewrite_whole(self, batch: list[Encoded]) -> frozenset[ChunkId]:
+    def _rewrite_whole(self, batch: list[Encoded], allow: Callable[[], None]) -> frozenset[ChunkId]:
         """Write rows with the vectors that they have, for servers without partial updates."""
         fields = [column.name for column in self._wanted.vectors]
         # Few at a time: the answer carries the vectors.
@@ -272,7 +280,7 @@ class MilvusSink:
             missing.update(row.id for row in part if row.id not in kept)
             whole = (self._with_vectors(row, kept[row.id]) for row in part if row.id in kept)
             for full in self._batches(whole):  # with their vectors they may be more than a request
-                self._send(full)
+                self._send(full, allow)
         return frozenset(missing)
 
     def _with_vectors(self, row: Encoded, kept: Mapping[str, Any]) -> Encoded:

@@ -58,7 +58,7 @@ class _Open:
 
 
 class _LeaseEnded(Exception):  # noqa: N818 - a verdict, not an error
-    """Some of the documents of a call are another member's by now; they are marked as lost, and no call was made."""
+    """Some of the documents of a call are another member's by now; they are marked as lost, and no more is sent."""
 
 
 class _Piece(NamedTuple):
@@ -127,14 +127,14 @@ class Write:
         pieces = [piece for piece in pieces if piece.document.goes_on]
         for document, row in pieces:
             document.written.append(row.id)
-        self._each(pieces, self._sink.upsert)
+        self._each(pieces, lambda rows, allow: self._sink.upsert(rows, allow=allow))
 
     def _rewrite(self, documents: Sequence[_Open]) -> None:
         pieces = [_Piece(document, row) for document in documents for row in document.chunked.rewritten]
         for document in documents:
             document.rewriting = bool(document.chunked.rewritten)
         by_id = {piece.row.id: piece.document for piece in pieces}
-        for missing in self._each(pieces, self._sink.rewrite):
+        for missing in self._each(pieces, lambda rows, allow: self._sink.rewrite(rows, allow=allow)):
             for chunk_id in missing:
                 by_id[chunk_id].missing.add(chunk_id)
 
@@ -142,7 +142,7 @@ class Write:
         # Deletes, and versions without a chunk: nothing else would say that they were. Before the rows go: whoever
         # finds some of them knows that they are to be deleted, and by which version.
         graves = [document for document in documents if not document.chunked.digests]
-        self._run(graves, lambda some: self._sink.bury([_tombstone(document) for document in some]))
+        self._run(graves, lambda some, _allow: self._sink.bury([_tombstone(document) for document in some]))
         self._remove(
             [
                 _Stale(document, chunk_id)
@@ -229,14 +229,14 @@ class Write:
                 entry = replace(entry, present=present, doubtful=entry.doubtful | touched)
             yield replace(reasons[id(document)], entry=entry)
 
-    def _each(self, pieces: Sequence[_Piece], call: Callable[[Sequence[Row]], R]) -> list[R]:
+    def _each(self, pieces: Sequence[_Piece], call: Callable[[Sequence[Row], Callable[[], None]], R]) -> list[R]:
         """Make a call for rows of many documents; a row that is refused fails its document alone."""
         results: list[R] = []
 
         def held(run: Sequence[_Piece]) -> R:
             rows = [piece.row for piece in run]
             documents = [piece.document for piece in run]
-            return self._patience.hold(lambda: _leased(documents, lambda: call(rows)), self._sink.probe)
+            return self._patience.hold(lambda: _leased(documents, partial(call, rows)), self._sink.probe)
 
         for start in range(0, len(pieces), RUN):
             run = [piece for piece in pieces[start : start + RUN] if not piece.document.lost]
@@ -261,12 +261,14 @@ class Write:
                 ids.setdefault(id(document), []).append(chunk_id)
             documents = {id(document): document for document, _ in some}.values()
 
-            def delete(left: Sequence[_Open], ids: Mapping[int, list[ChunkId]] = ids) -> None:
-                self._sink.delete([chunk_id for document in left for chunk_id in ids[id(document)]])
+            def delete(
+                left: Sequence[_Open], allow: Callable[[], None], ids: Mapping[int, list[ChunkId]] = ids
+            ) -> None:
+                self._sink.delete([chunk_id for document in left for chunk_id in ids[id(document)]], allow=allow)
 
             self._run(list(documents), delete)
 
-    def _run(self, documents: Sequence[_Open], call: Callable[[Sequence[_Open]], None]) -> None:
+    def _run(self, documents: Sequence[_Open], call: Callable[[Sequence[_Open], Callable[[], None]], None]) -> None:
         """Make a call for documents as long as they are ours. None of them can be blamed for its failing."""
         while left := [document for document in documents if not document.lost]:
             try:
@@ -280,31 +282,66 @@ class Write:
         return self._patience.hold(call, None)
 
 
-def _leased(documents: Sequence[_Open], call: Callable[[], R]) -> R:
+def _leased(documents: Sequence[_Open], call: Callable[[Callable[[], None]], R]) -> R:
     """Make a call under the leases of all its documents.
 
+    The call may be several requests, and a read before them: a process that is stopped in between must not go on with
+    what it was allowed before. So the call gets a function for asking again, before each request.
+
     Raises:
-        _LeaseEnded: No call was made.
+        _LeaseEnded: No call was made, or not all of its requests.
     """
-    leases = {lease.id: lease for document in documents if (lease := document.chunked.event.lease) is not None}
-    while True:
-        began = time.monotonic()
-        entered: dict[str, Lease] = {}
-        try:
-            for lease in leases.values():
+    leases = _Leases(documents)
+    try:
+        leases.enter()
+        return call(leases.renew)
+    finally:
+        leases.leave()
+
+
+class _Leases:
+    """The leases of a call's documents.
+
+    Args:
+        documents: They are marked as lost when their lease has ended.
+    """
+
+    def __init__(self, documents: Sequence[_Open]) -> None:
+        self._documents = documents
+        events = (document.chunked.event for document in documents)
+        self._leases = {event.lease.id: event.lease for event in events if event.lease is not None}
+        self._entered: dict[str, Lease] = {}
+
+    def enter(self) -> None:
+        """Enter all of them.
+
+        Raises:
+            _LeaseEnded: Some have ended.
+        """
+        while True:
+            began = time.monotonic()
+            for lease in self._leases.values():
                 if lease.enter():
-                    entered[lease.id] = lease
-            if len(entered) < len(leases):
-                for document in documents:
-                    lease = document.chunked.event.lease
-                    document.lost = document.lost or (lease is not None and lease.id not in entered)
+                    self._entered[lease.id] = lease
+            if len(self._entered) < len(self._leases):
+                for document in self._documents:
+                    lease_of = document.chunked.event.lease
+                    document.lost = document.lost or (lease_of is not None and lease_of.id not in self._entered)
                 raise _LeaseEnded
             # One that had to wait for a rebalance may have kept the others for longer than theirs waited for them.
-            if time.monotonic() - began < PROMPT and not any(lease.ended for lease in entered.values()):
-                return call()
-        finally:
-            for lease in entered.values():
-                lease.leave()
+            if time.monotonic() - began < PROMPT and not any(lease.ended for lease in self._entered.values()):
+                return
+            self.leave()
+
+    def renew(self) -> None:
+        """Leave them, so that a rebalance that waits for us goes on, and enter them again."""
+        self.leave()
+        self.enter()
+
+    def leave(self) -> None:
+        """Leave what was entered."""
+        while self._entered:
+            self._entered.popitem()[1].leave()
 
 
 def _tombstone(document: _Open) -> Tombstone:
