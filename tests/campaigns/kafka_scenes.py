@@ -143,7 +143,7 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
     """
     draw = random.Random(wish.seed)
     batch = min(2000, wish.events // times)
-    with ground(replace(wish, documents=min(wish.documents, 100)), folder, shared=True) as place:
+    with ground(replace(wish, documents=min(wish.documents, 300)), folder, shared=True) as place:
         slow = {"embedders__hash__delay_seconds_per_text": 0.01, "embedding__window": 32}
         crew = [place.member(name, **slow) for name in ("one", "two")]
         for member in crew:
