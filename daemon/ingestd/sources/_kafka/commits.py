@@ -12,6 +12,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from ingestd.sources._kafka.errors import told
+from ingestd.sources._kafka.view import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from kafka.structs import TopicPartition
 
     from ingestd.sources._kafka.holdings import Holdings
-
-SILENCE = 18.0
-"""Seconds in which nothing could be committed after which it is said; promised: within 30."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +66,7 @@ class Commits:
 
     def unanswered(self, now: float) -> str | None:
         """Return why nothing has been committed for too long, though there is something; None: it has been."""
-        if self._behind is None or now - self._behind < SILENCE:
+        if self._behind is None or now - self._behind < PATIENCE:
             return None
         reason = "no answer" if self.error is None else told(self.error)
         return f"what is done cannot be committed, for {now - self._behind:.0f} s: {reason}"

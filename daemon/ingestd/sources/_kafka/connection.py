@@ -2,9 +2,9 @@
 
 Owns every look behind the client's public face, and ``pyproject.toml`` holds the client to the minor version that they
 were read in. They are: when a heartbeat was sent and answered, and whether any are sent; when the group was asked for
-our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, those
-that are hidden from us), and that it is asked for now; what it could not read; what is committed of many partitions at
-once; sleeping in the event loop; and that no topics are created.
+our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, leaders,
+those that are hidden from us), and that it is asked for now; what it could not read; what is committed of many
+partitions at once; sleeping in the event loop; and that no topics are created.
 """
 
 from __future__ import annotations
@@ -317,6 +317,12 @@ def committed(
         list(partitions), timeout_ms=seconds * 1000
     )
     return found
+
+
+def leader(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return the broker that leads a partition, as far as is known without asking; None: none does, or not known."""
+    found = consumer._cluster.leader_for_partition(partition)  # noqa: SLF001 - nothing else says it
+    return None if found is None or found < 0 else int(found)
 
 
 def refresh(consumer: KafkaConsumer) -> None:

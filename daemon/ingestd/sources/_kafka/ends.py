@@ -1,14 +1,22 @@
-"""Where partitions end, as their brokers say: for the lag, and for knowing when what was there is worked off."""
+"""Where partitions end, as their brokers say: for the lag, and for knowing when what was there is worked off.
+
+Each broker is asked for the partitions that it leads, and one that does not answer is enough for one look: it is the
+consumer's thread that waits. A partition without a leader is asked for of nobody; together with others it would keep
+theirs from being said as well.
+"""
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from kafka.errors import KafkaError
 
+from ingestd.sources._kafka.connection import leader
 from ingestd.sources._kafka.errors import told
+from ingestd.sources._kafka.view import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,12 +30,19 @@ SECONDS = 5.0
 """Between two looks."""
 ANSWER_MS = 2_000.0
 """For the broker's answer."""
-SILENCE = 18.0
-"""Seconds without an answer after which it is said; promised: within 30."""
 QUIET_SECONDS = 3.0
 """Without a record for so long, a partition that is past the end it had is at its end, whatever a fetch says."""
 
 log = structlog.get_logger(__name__)
+
+
+class _Silent(NamedTuple):
+    """A partition of which it is not said where it ends."""
+
+    since: float
+    asked: float
+    """When it was asked for last."""
+    reason: str
 
 
 class Ends:
@@ -40,26 +55,47 @@ class Ends:
         """Where partitions ended when they were first looked at."""
         self._moved_at: dict[TopicPartition, float] = {}
         self._due = 0.0
-        self._failing: tuple[float, str] | None = None
-        """Since when there has been no answer, and why."""
+        self._silent: dict[TopicPartition, _Silent] = {}
 
     def look(self, partitions: Iterable[TopicPartition], now: float) -> None:
-        """Ask where partitions end, if it is time, or if one was never asked for."""
-        wanted = list(partitions)
-        if not wanted or (now < self._due and all(partition in self._first for partition in wanted)):
+        """Ask where partitions end, if it is time; at once for those that were never asked for."""
+        wanted = [one for one in partitions if now >= self._due or not (one in self._first or one in self._silent)]
+        if not wanted:
             return
-        self._due = now + SECONDS
+        if now >= self._due:
+            self._due = now + SECONDS
+        by_leader: dict[int | None, list[TopicPartition]] = {}
+        for partition in wanted:
+            by_leader.setdefault(leader(self._consumer, partition), []).append(partition)
+        self._not_said(by_leader.pop(None, []), now, "it has no leader")
+        # Those that answered come first, then the one that was asked longest ago.
+        for found in sorted(by_leader.values(), key=lambda one: max(self._asked(partition) for partition in one)):
+            if not self._ask(found, now):
+                break
+
+    def _asked(self, partition: TopicPartition) -> float:
+        silent = self._silent.get(partition)
+        return -math.inf if silent is None else silent.asked
+
+    def _ask(self, partitions: list[TopicPartition], now: float) -> bool:
+        """Ask one broker; return whether it answered."""
         try:
-            found = self._consumer.end_offsets(wanted, timeout_ms=ANSWER_MS)
+            found = self._consumer.end_offsets(partitions, timeout_ms=ANSWER_MS)
         except (KafkaError, KeyError) as error:  # KeyError: of one of them nothing was said
             log.debug("the ends of the partitions are not known now", error=told(error))
-            self._failing = (now if self._failing is None else self._failing[0], told(error))
-            return
-        self._failing = None
+            self._not_said(partitions, now, told(error))
+            return False
         for partition, end in found.items():
             self._now[partition] = end
             self._first.setdefault(partition, end)
             self._moved_at.setdefault(partition, now)
+            self._silent.pop(partition, None)
+        return True
+
+    def _not_said(self, partitions: list[TopicPartition], now: float, reason: str) -> None:
+        for partition in partitions:
+            before = self._silent.get(partition)
+            self._silent[partition] = _Silent(now if before is None else before.since, now, reason)
 
     def moved(self, partition: TopicPartition, now: float) -> None:
         """Take note that records came."""
@@ -67,15 +103,17 @@ class Ends:
 
     def forget(self, held: frozenset[TopicPartition]) -> None:
         """Forget partitions that are not held."""
-        for known in (self._now, self._first, self._moved_at):
+        for known in (self._now, self._first, self._moved_at, self._silent):
             for partition in known.keys() - held:
                 del known[partition]
 
     def unanswered(self, now: float) -> str | None:
-        """Return why the ends have not been said for too long; None: they have been."""
-        if self._failing is None or now - self._failing[0] < SILENCE:
+        """Return of which partition it has not been said for too long where it ends, and why; None: of none."""
+        partition, silent = min(self._silent.items(), key=lambda one: one[1].since, default=(None, None))
+        if partition is None or silent is None or now - silent.since < PATIENCE:
             return None
-        return f"no broker has said where partitions end for {now - self._failing[0]:.0f} s: {self._failing[1]}"
+        name = f"{partition.topic}/{partition.partition}"
+        return f"no broker has said where {name} ends for {now - silent.since:.0f} s: {silent.reason}"
 
     def said(self, partition: TopicPartition) -> int | None:
         """Return a partition's end as its broker last said it; records of open transactions are beyond it."""

@@ -1,9 +1,11 @@
 """A member of a consumer group: the one thread that owns the consumer.
 
 A turn of its loop polls, takes note of what was settled, hands in what there is room for, and commits watermarks. It
-never waits for anything but a poll: while the pipeline is full all partitions are paused and polling goes on, so that
-the group does not take a slow model for a dead member. (Pausing some partitions only was turned down: the client can
-then keep back records of the others for good.)
+never waits for the pipeline: while that is full all partitions are paused and polling goes on, so that the group does
+not take a slow model for a dead member. (Pausing some partitions only was turned down: the client can then keep back
+records of the others for good.) It does wait for brokers, each time for seconds at most: for a poll; now and then for
+where partitions end and how far they are; and, once for each partition that is new to the group, for where it begins.
+Heartbeats go on meanwhile, on the client's own thread.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class Member:
         seat.look_at_topics()
         try:
             records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
-        except (KafkaError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - what the client chokes on is a record's fault, and no end of ours
             return self._failed(seat, error, intake)
         if seat.group.fenced():
             raise_if_refused(self._name, FencedInstanceIdError())
@@ -191,6 +193,10 @@ class Member:
         if seat.failed is not None:
             raise seat.failed from error
         raise_if_refused(self._name, error)
+        if not isinstance(error, KafkaError | OSError) and self.view.trouble is None:
+            # A header's name that is no UTF-8, a value that its codec does not read: whoever may produce can send it,
+            # and an end would come again at every start. It holds its own partition, and is said.
+            log.error("the client cannot read a record", source=self._name, exc_info=error)
         drop_unreadable(seat.consumer)
         self._failures += 1
         self._trouble(f"reading fails: {told(error)}")

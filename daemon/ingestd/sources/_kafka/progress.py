@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
 
+from ingestd.sources._kafka.view import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
 SECONDS = 2.0
 """Between two looks."""
-PATIENCE = 18.0
-"""Seconds without progress after which a partition counts as stuck; promised: to be said within 30."""
 ANSWER_MS = 100.0
 LOOK_SECONDS = 0.5
 """The longest that one look asks for places: those of the partitions that it does not get to stay as they were."""

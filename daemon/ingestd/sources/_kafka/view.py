@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kafka.structs import TopicPartition
 
+PATIENCE = 18.0
+"""Seconds in which something may not go on before the view says that it is stuck; promised: within 30."""
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionView:
