@@ -48,7 +48,12 @@ class Place:
                 "group_id": self.group,
                 "collection": COLLECTION,
                 "commit_seconds": 0.2,
-                "consumer": {"session_timeout_ms": SESSION_MS},
+                # A join that the broker never answers is given up after 20 s, and not after five minutes.
+                "consumer": {
+                    "session_timeout_ms": SESSION_MS,
+                    "max_poll_interval_ms": 15_000,
+                    "request_timeout_ms": 10_000,
+                },
                 **source,
             }
         }
