@@ -44,6 +44,7 @@ from ingestd.metrics import Metrics
 from ingestd.model import Event, Fingerprints, ModelInfo, Outcome, VectorKind
 from ingestd.ops import log
 from ingestd.parts import SystemClock
+from ingestd.ports import always
 from ingestd.sources._kafka.events import event_of
 from ingestd.sources._kafka.tenure import Loan
 from ingestd.sources.kafka import Config, KafkaSource
@@ -102,17 +103,20 @@ class CountingSink:
     def __init__(self) -> None:
         self.rows = 0
 
-    def upsert(self, rows: Sequence[Row]) -> None:
+    def upsert(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> None:
         """Count."""
+        allow()
         self.rows += len(rows)
 
-    def rewrite(self, rows: Sequence[Row]) -> frozenset[ChunkId]:
+    def rewrite(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> frozenset[ChunkId]:
         """Take them."""
         del rows
+        allow()
         return frozenset()
 
-    def delete(self, ids: Sequence[ChunkId]) -> None:
+    def delete(self, ids: Sequence[ChunkId], *, allow: Callable[[], None] = always) -> None:
         """Take them."""
+        allow()
 
     def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
         """Say that all are there."""
