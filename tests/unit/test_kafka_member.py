@@ -129,6 +129,7 @@ def seat_of(consumer: Consumer) -> Any:
         rebalances=1,
         failed=None,
         look_at_topics=lambda: None,
+        falls=lambda _tenure, _offset: False,
     )
 
 

@@ -152,6 +152,18 @@ def test_a_topic_that_was_not_held_may_be_another_one(bench: Bench) -> None:
     assert bench.of(A).domain == f"kafka:cluster/{SECOND}/0"
 
 
+def test_what_begins_before_our_commits_has_fallen_where_there_are_no_ids(bench: Bench) -> None:
+    """The topic was away, and another tenure begins: only what was committed says that it is another one."""
+    bench.seat.commits._answered({A: SimpleNamespace(offset=5), OTHER: SimpleNamespace(offset=5)}, None)
+    bench.seat.holdings.assigned([A, OTHER], 1, all_at_once=True)
+    a, other = bench.of(A), bench.of(OTHER)
+    assert [bench.seat.falls(other, 5), bench.seat.falls(other, 4), bench.seat.falls(a, 4)] == [False, True, False]
+    assert not bench.seat.falls(bench.seat.fallen(OTHER), 3), "once"
+    other = bench.of(OTHER)
+    other.tracker.take(3, 0.0)
+    assert not bench.seat.falls(other, 4)
+
+
 def test_a_look_says_what_changed() -> None:
     """The first one nothing."""
     client: Any = Client()

@@ -122,3 +122,19 @@ def test_latest_leaves_out_nothing_of_a_partition_that_is_added(on_noida: Rig) -
         on_noida.produce(*[(None, value(f"n{number}"), [], 1) for number in range(5)])
         engine.until_settled(5)
         assert [f"n{number}" for number in range(5)] == engine.documents()
+
+
+def test_a_topic_that_is_made_anew_without_an_id_is_another_one(on_noida: Rig) -> None:
+    """The brokers give no ids: that offsets fall below what is committed says it, and the old ones do not count."""
+    on_noida.make()
+    on_noida.produce(*records(5))
+    with on_noida.running(consumer={"metadata_max_age_ms": 300}) as engine:
+        engine.until_settled(5)
+        on_noida.until_committed(5)
+        with closing(KafkaAdminClient(bootstrap_servers=on_noida.bootstrap)) as admin:
+            admin.delete_topics([on_noida.topic], timeout_ms=10_000)
+        on_noida.make()
+        on_noida.produce(*records(3, title="anew"))
+        engine.until_settled(8)
+        assert [Verdict.WRITTEN] * 3 == [outcome.verdict for outcome in engine.outcomes[5:]]
+        assert 2 == len({event.version.domain for event in engine.events if event.version is not None})

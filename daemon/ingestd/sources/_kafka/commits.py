@@ -42,6 +42,8 @@ class Commits:
         self._seconds = seconds
         self._committed: dict[TopicPartition, int] = {}
         self._due = 0.0
+        self.highest: dict[TopicPartition, int] = {}
+        """The highest commits of all partitions that were ever held, as far as they were answered well."""
         self._behind: float | None = None
         """Since when something is done and not committed; None: all is, or a commit has just been answered well."""
         self.refused = 0
@@ -114,3 +116,5 @@ class Commits:
         else:
             self._behind = self.error = None
             self._committed.update({partition: offset.offset for partition, offset in offsets.items()})
+            for partition, offset in offsets.items():
+                self.highest[partition] = max(offset.offset, self.highest.get(partition, 0))

@@ -224,7 +224,7 @@ class Member:
                 continue  # taken from us in this very poll
             seat.ends.moved(partition, now)
             for record in found:
-                if not tenure.tracker.take(record.offset, now):
+                if seat.falls(tenure, record.offset) or not tenure.tracker.take(record.offset, now):
                     log.warning("a partition begins anew", partition=str(partition), offset=record.offset)
                     tenure = seat.fallen(partition)
                     tenure.tracker.take(record.offset, now)

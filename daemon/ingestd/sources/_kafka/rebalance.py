@@ -119,9 +119,18 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         with suppress(ValueError):  # it is not assigned any more, and we are about to hear of it
             self.consumer.seek(partition, 0)
 
+    def falls(self, tenure: Tenure, offset: int) -> bool:
+        """Return whether the first record of a tenure is before what we have committed, where no id says why.
+
+        The topic was away in between, and nobody sets a group back that has members: it was made anew.
+        """
+        partition, first = tenure.partition, tenure.tracker.next is None
+        return first and self.topology.nameless(partition.topic) and offset < self.commits.highest.get(partition, 0)
+
     def fallen(self, partition: TopicPartition) -> Tenure:
         """Begin a partition anew whose offsets fell without a seek of ours: what they counted is not there any more."""
         self.topology.mark(partition)
+        self.commits.highest.pop(partition, None)
         return self.anew(partition)
 
     def anew(self, partition: TopicPartition) -> Tenure:

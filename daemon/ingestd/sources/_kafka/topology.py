@@ -78,10 +78,14 @@ class Topology:
             return Change.REPARTITIONED
         return Change.BETTER_KNOWN
 
+    def nameless(self, topic: str) -> bool:
+        """Return whether no id of a topic is known."""
+        known = self._known.get(topic)
+        return known is None or known.id is None
+
     def mark(self, partition: TopicPartition) -> None:
         """Take note that a partition is another one than it was, where no id will say so."""
-        known = self._known.get(partition.topic)
-        if known is None or known.id is None:
+        if self.nameless(partition.topic):
             self._marks[partition] = f"#{uuid.uuid4().hex[:12]}"
 
     def forget(self, held: Collection[str]) -> None:
