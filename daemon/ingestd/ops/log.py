@@ -53,6 +53,8 @@ LOUD_LIBRARIES = (
     "watchdog",
 )
 """Their progress is not news; their warnings are."""
+CRYING_LIBRARIES = ("kafka.net.selector",)
+"""Their warnings are no news either: that an event loop took long for a step, whenever the machine is busy."""
 
 WITHHELD = "[withheld]"
 _DOCUMENT_TEXT = frozenset(
@@ -91,6 +93,8 @@ def configure(level: str = "info", json: bool | None = None) -> None:  # noqa: F
     logging.captureWarnings(capture=True)
     for name in LOUD_LIBRARIES:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+    for name in CRYING_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
     adopt()
 
     structlog.configure(
