@@ -206,7 +206,13 @@ def _compare_answers(name: str, ways: Ways, queries: Sequence[str]) -> dict[str,
     for mode, (ours, theirs) in answers.items():
         assert all(ours), f"{mode}: nothing is found"
         same = [_ids(one)[:SHOWN] == _ids(two)[:SHOWN] for one, two in zip(ours, theirs, strict=True)]
-        said: dict[str, object] = {"queries": len(queries), "identical_top_10": round(sum(same) / len(same), 4)}
+        alike = [_texts(one)[:SHOWN] == _texts(two)[:SHOWN] for one, two in zip(ours, theirs, strict=True)]
+        said: dict[str, object] = {
+            "queries": len(queries),
+            "identical_top_10": round(sum(same) / len(same), 4),
+            # Articles that are there twice have equal scores, in either order.
+            "identical_top_10_by_text": round(sum(alike) / len(alike), 4),
+        }
         if mode == "hybrid":
             # It is made of the other two by their ranks alone: where those are the same, it has to be.
             said["both_lists_identical"] = sum(known)
@@ -227,6 +233,10 @@ def _ask(workplace: Workplace, queries: Sequence[str], mode: str) -> list[list[H
 
 def _ids(hits: Sequence[Hit]) -> list[str]:
     return [hit["id"] for hit in hits]
+
+
+def _texts(hits: Sequence[Hit]) -> list[str]:
+    return [hit["text"] for hit in hits]
 
 
 def _judge(data: Path, ways: Ways) -> None:
