@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -136,6 +137,49 @@ def test_a_library_with_handlers_of_its_own_is_adopted() -> None:
     )
     lines = piped(code)[1].splitlines()
     assert ["late"] == [json.loads(line)["event"] for line in lines]
+
+
+KAFKA = """
+import logging
+from ingestd.ops import log
+
+log.configure({level!r}, True)
+for _ in range(3):
+    for topic in ("documents", "documents"):
+        logging.getLogger("kafka.cluster").error("Topic %s not found in cluster metadata", topic)
+    logging.getLogger("kafka.cluster").warning("Topic %s not found in cluster metadata", topic)
+    logging.getLogger("kafka.net.selector").error("stalled")
+    logging.getLogger("ingestd.own").error("ours")
+"""
+
+
+def test_kafka_does_not_repeat_itself() -> None:
+    """Each message of the client's is shown once, as often as it is tried; ours are all shown."""
+    lines = [json.loads(line) for line in piped(KAFKA.format(level="info"))[1].splitlines()]
+    kafka = [(line["logger"], line["level"]) for line in lines if line["logger"].startswith("kafka")]
+    assert kafka == [("kafka.cluster", "error"), ("kafka.cluster", "warning"), ("kafka.net.selector", "error")]
+    assert [line["event"] for line in lines if line["logger"] == "ingestd.own"] == ["ours"] * 3
+
+
+def test_a_command_that_shows_errors_only_shows_none_of_kafka() -> None:
+    """``check`` has a line of its own for what the client would say nine times before it."""
+    lines = [json.loads(line) for line in piped(KAFKA.format(level="error"))[1].splitlines()]
+    assert [line["event"] for line in lines] == ["ours"] * 3
+
+
+def test_kafka_says_it_again_after_a_while() -> None:
+    """What goes on for longer is said once a minute, whatever is in the message; the memory is bounded."""
+    now = [0.0]
+    repeats = log.Repeats(lambda: now[0])
+
+    def shown(template: str, *arguments: object) -> bool:
+        return repeats.filter(logging.LogRecord("kafka.cluster", logging.ERROR, "", 0, template, arguments, None))
+
+    assert [shown("away for %s s", 1), shown("away for %s s", 2), shown("another")] == [True, False, True]
+    now[0] = log.REPEAT_SECONDS
+    assert [shown("away for %s s", 61), shown("away for %s s", 62)] == [True, False]
+    assert all(shown(f"made of {number}") for number in range(2000))
+    assert shown("away for %s s", 63)  # forgotten: only so many are remembered
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+import time
+from collections import OrderedDict
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,7 @@ import structlog
 from ingestd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -55,6 +58,13 @@ LOUD_LIBRARIES = (
 """Their progress is not news; their warnings are."""
 CRYING_LIBRARIES = ("kafka.net.selector",)
 """Their warnings are no news either: that an event loop took long for a step, whenever the machine is busy."""
+REPEATING_LIBRARIES = ("kafka",)
+"""They say the same with every try, ten times a second where a topic is not there: once in a while is enough. A
+command that shows errors only has its own line for what they would say, and shows nothing of theirs."""
+REPEAT_SECONDS = 60.0
+"""How long a message of theirs is not said again."""
+_MOST_TEMPLATES = 1000
+"""Of messages that are remembered: the client also makes messages of what it was given."""
 
 WITHHELD = "[withheld]"
 _DOCUMENT_TEXT = frozenset(
@@ -85,6 +95,7 @@ def configure(level: str = "info", json: bool | None = None) -> None:  # noqa: F
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(as_json=as_json))
+    handler.addFilter(Repeats())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -95,6 +106,9 @@ def configure(level: str = "info", json: bool | None = None) -> None:  # noqa: F
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
     for name in CRYING_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if threshold >= logging.ERROR:
+        for name in (*REPEATING_LIBRARIES, *CRYING_LIBRARIES):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     adopt()
 
     structlog.configure(
@@ -120,6 +134,38 @@ def adopt() -> None:
             for handler in logger.handlers[:]:
                 logger.removeHandler(handler)
             logger.propagate = True
+
+
+class Repeats(logging.Filter):
+    """Leaves out what a library has just said: the same template, level and logger within ``REPEAT_SECONDS``.
+
+    It is the template that counts, and not the message: a broker's answers differ in their times and numbers. Filters
+    of a handler are called by several threads at once.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: OrderedDict[tuple[str, int, str], float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is shown."""
+        if record.name.partition(".")[0] not in REPEATING_LIBRARIES:
+            return True
+        key, now = (record.name, record.levelno, str(record.msg)), self._clock()
+        with self._lock:
+            said = self._said.get(key)
+            if said is not None and now - said < REPEAT_SECONDS:
+                return False
+            self._said[key] = now
+            self._said.move_to_end(key)
+            if len(self._said) > _MOST_TEMPLATES:
+                self._said.popitem(last=False)
+        return True
 
 
 def withhold(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
