@@ -160,6 +160,7 @@ class Scope:
     clock: ports.Clock = field(default_factory=Clock)
     seen: Any = None
     max_bytes: int = 1 << 20
+    shared: bool = False
 
     def fingerprint(self, verdict: Verdict) -> str:
         """Return the one fingerprint."""

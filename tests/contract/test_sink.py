@@ -134,6 +134,26 @@ def test_rewrite_of_nothing_that_is_there(sink: MilvusSink, target: Target, base
     assert sink.existing([row.id for row in rows]) == frozenset()
 
 
+def test_nothing_is_sent_that_is_not_allowed(sink: MilvusSink, target: Target, some: list[Row], base: int) -> None:
+    """Writes, rewrites and deletes ask before their requests, and what that raises goes through."""
+    ids = [row.id for row in some]
+    before = _read(sink, target, ids)
+    row = target.row(base, metadata={"new": 1})
+
+    def refuse() -> None:
+        raise PermissionError
+
+    for call in (
+        lambda: sink.upsert([row, target.row(base + 7000)], allow=refuse),
+        lambda: sink.rewrite([replace(row, vectors={})], allow=refuse),
+        lambda: sink.delete(ids, allow=refuse),
+    ):
+        with pytest.raises(PermissionError):
+            call()
+    assert _read(sink, target, [*ids, target.row(base + 7000).id]).keys() == before.keys()
+    assert _read(sink, target, [row.id])[row.id]["metadata"] == before[row.id]["metadata"]
+
+
 def test_stored_yields_every_row_once(sink: MilvusSink, some: list[Row]) -> None:
     """A ledger can be rebuilt from it: key, document, version with its domain, source."""
     stored = list(sink.stored())

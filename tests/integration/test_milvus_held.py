@@ -97,9 +97,15 @@ def test_documents_are_found_whatever_their_ids_hold(target: Target) -> None:
     buried = {document: Version(n, "topic/0") for n, document in enumerate(IDS)}
     expected = {
         row.document_id: Held(
-            {row.id: row.digest()}, frozenset({Version(row.version, row.domain)}), row.source, buried[row.document_id]
+            {row.id: row.digest()},
+            frozenset({version}),
+            row.source,
+            buried[row.document_id],
+            made={row.id: version},
+            firsts=frozenset({version}),
         )
         for row in rows
+        for version in (Version(row.version, row.domain),)
     }
     sink.upsert(rows)
     sink.bury([Tombstone(document, version) for document, version in buried.items()])
