@@ -90,3 +90,15 @@ def test_an_older_answer_takes_nothing_back(bench: Bench) -> None:
     bench.join(asking=5.0, giving=0.0)
     bench.beats.received_heartbeat()
     assert bench.group.heartbeat_age() == 0.0
+
+
+def test_a_group_that_was_asked_nothing_is_not_silent(bench: Bench) -> None:
+    """For lack of a topic the client joins no group: that is no silence, and no reason to make the consumer anew."""
+    bench.now += HOUR
+    assert bench.group.gone()
+    bench.group.excuse(bench.now)
+    assert bench.group.silence()[0] == 0.0
+    assert not bench.group.gone()
+    bench.group.excuse(bench.now - HOUR)
+    assert bench.group.silence()[0] == 0.0
+    assert (bench.group.heartbeat_age(), bench.group.heard_at()) == (None, None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from kafka.structs import TopicPartition
+from structlog.testing import capture_logs
 from tests.fakes import COLLECTION, ManualClock
 
 from ingestd.errors import UnavailableError
 from ingestd.model import DocumentKey, Event, Failure, Op, Outcome, Record, Stage, Verdict
 from ingestd.sources._kafka.commits import Commits
 from ingestd.sources._kafka.holdings import Holdings
-from ingestd.sources._kafka.member import Member
+from ingestd.sources._kafka.member import SAID_SECONDS, Member
+from ingestd.sources._kafka.tenure import boot_time
 from ingestd.sources.kafka import Config
 
 if TYPE_CHECKING:
@@ -29,7 +32,16 @@ class Consumer:
     def __init__(self) -> None:
         self.at = 0
         self.committed: list[int] = []
-        self._cluster = SimpleNamespace(unauthorized_topics=set())
+        self.topics: dict[str, set[int]] = {}
+        self._cluster = SimpleNamespace(
+            unauthorized_topics=set(), partitions_for_topic=self.topics.get, _last_successful_refresh_ms=0.0
+        )
+
+    def describe(self, *topics: str) -> None:
+        """Have brokers answer now what topics there are."""
+        self.topics.clear()
+        self.topics.update({topic: {0} for topic in topics})
+        self._cluster._last_successful_refresh_ms = time.monotonic() * 1000
 
     def poll(self, timeout_ms: float) -> dict[TopicPartition, list[Any]]:
         """Return the next two records."""
@@ -172,10 +184,99 @@ def test_what_cannot_be_withdrawn_while_the_consumer_is_made_anew_is_withdrawn_l
     member.settled([parked])
     member._turn(seat, intake)  # type: ignore[arg-type]  # as above
     seat.close = seat.holdings.end_all
-    seat.group = SimpleNamespace(silence=lambda: (99.0, 45.0))
+    seat.group = SimpleNamespace(silence=lambda: (99.0, 45.0), heard_at=lambda: None)
     intake.away = True
     assert member._anew(seat, intake) is successor  # type: ignore[arg-type]  # as above
     assert intake.withdrawn == set()
     intake.away = False
     member._turn(successor, intake)  # type: ignore[arg-type]  # as above
     assert event.lease.id in intake.withdrawn
+
+
+class Mute(Quiet):
+    """A group that answers nothing, and takes note of what excuses it."""
+
+    def __init__(self) -> None:
+        self.excused: list[float] = []
+
+    def excuse(self, at: float) -> None:
+        """Remember."""
+        self.excused.append(at)
+
+    def heard_at(self) -> None:
+        """Return that it was never heard."""
+
+    def silence(self) -> tuple[float, float]:
+        """Return another number than the member has."""
+        return 99.0, 45.0
+
+
+def empty_handed(consumer: Consumer) -> Any:
+    """Return a seat that holds nothing."""
+    seat = seat_of(consumer)
+    seat.holdings.end_all()
+    seat.group = Mute()
+    return seat
+
+
+def test_a_topic_that_is_waited_for_is_said_once_and_excuses_the_group() -> None:
+    """Brokers that say that a topic is not there have answered; what they say is told once, and taken back once."""
+    consumer, member = Consumer(), member_of()
+    seat = empty_handed(consumer)
+    member._seat = seat
+    consumer.describe("others")
+    with capture_logs() as lines:
+        for _ in range(3):
+            member._look_for_topics(seat)
+        assert list(member.view.missing) == ["documents"]
+        silence = member.silence()
+        assert silence is not None
+        assert silence[0] < 5.0
+        consumer.describe("documents")
+        for _ in range(3):
+            member._look_for_topics(seat)
+    assert not member.view.missing
+    assert [(line["event"], line["topic"]) for line in lines] == [
+        ("waiting for the topic", "documents"),
+        ("the topic is there", "documents"),
+    ]
+    assert len(seat.group.excused) == 3
+
+
+def test_a_topic_is_not_missing_before_brokers_were_asked_for_it() -> None:
+    """What they said before the subscription says nothing of our topics, and would be a false alarm at every start."""
+    consumer, member = Consumer(), member_of()
+    seat = empty_handed(consumer)
+    consumer.describe()
+    member._subscribed_at = boot_time() - SAID_SECONDS / 2
+    member._look_for_topics(seat)
+    assert (len(member.view.missing), seat.group.excused) == (0, [])
+    member._subscribed_at -= SAID_SECONDS
+    member._look_for_topics(seat)
+    assert member.view.missing == ("documents",)
+
+
+def test_a_picture_that_lacks_a_topic_that_is_held_is_no_alarm() -> None:
+    """The client's picture of the brokers can lack things for a while."""
+    consumer, member = Consumer(), member_of()
+    consumer.describe()
+    member._look_for_topics(seat_of(consumer))
+    assert member.view.missing == ()
+
+
+def test_silence_goes_on_over_a_consumer_that_is_made_anew() -> None:
+    """The new one has heard nothing: that is no answer, and the clock does not begin again. Before all: no answer."""
+    member = member_of()
+    assert member.silence() is None
+    seat = empty_handed(Consumer())
+    heard = boot_time() - 300.0
+    seat.group.heard_at = lambda: heard
+    seat.close = lambda: None
+    member._close(seat)
+    between = member.silence()
+    member._seat = empty_handed(Consumer())
+    after = member.silence()
+    assert between is not None
+    assert after is not None
+    assert min(between[0], after[0]) >= 300.0
+    assert after[1] == 45.0

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
 from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict, Version
+from ingestd.sources._kafka import health
 from ingestd.sources._kafka.events import event_of, record_of
 from ingestd.sources._kafka.security import SaslConfig, TlsConfig  # noqa: TC001 - pydantic reads the annotations
 from ingestd.sources._kafka.start import Start  # noqa: TC001 - pydantic reads the annotation
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from ingestd.model import DeadLetter, Lease, Outcome, Record
     from ingestd.ports import Intake, LetterTopic, SourceScope
     from ingestd.sources._kafka.tenure import Tenure
-
-SILENCE = 20.0
-"""Seconds without an answer of the group after which the brokers count as away."""
-
 
 TopicName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 """What Kafka takes for a topic's name."""
@@ -114,18 +111,19 @@ class Config(BaseModel):
     @field_validator("consumer")
     @classmethod
     def _passed_on(cls, options: dict[str, Any]) -> dict[str, Any]:
-        from ingestd.sources._kafka.connection import OWN, passed_on  # noqa: PLC0415 - imports the client
+        from ingestd.sources._kafka.connection import refused  # noqa: PLC0415 - imports the client
 
         for name in options:
-            if name.startswith(("ssl_", "sasl_")) or name in OWN:
-                raise ValueError(f"{name} has a key of its own, or cannot be set")
-            if name not in passed_on():
-                raise ValueError(f"kafka-python has no option {name}; known: {', '.join(sorted(passed_on()))}")
+            why = refused(name)
+            if why is not None:
+                raise ValueError(why)
         return options
 
     @model_validator(mode="after")
     def _topics_or_pattern(self) -> Config:
-        if bool(self.topics) == (self.topic_pattern is not None):
+        if self.topics and self.topic_pattern is not None:
+            raise ValueError("topics and topic_pattern are both set; keep one")
+        if not self.topics and self.topic_pattern is None:
             raise ValueError("name topics, or a topic_pattern for them")
         if self.missing_topics == "create" and not self.topics:
             raise ValueError("missing_topics = 'create' needs topics: a pattern names none")
@@ -229,7 +227,14 @@ class KafkaSource:
 
     def checks(self) -> Sequence[Check]:
         """Say how the source is."""
-        return [self._check_broker(), self._check_partitions(), *self._check_registry()]
+        member, config = self._member, self._config
+        view, silence = member.view, member.silence()
+        waited = self._clock.monotonic() - view.since
+        return [
+            health.broker(f"{self.name}:broker", config, view, silence, waited),
+            health.partitions(f"{self.name}:partitions", config, view, waited),
+            *self._check_registry(),
+        ]
 
     def probe(self) -> Sequence[Check]:
         """Say whether the source could start. Changes nothing."""
@@ -282,33 +287,6 @@ class KafkaSource:
             domain=tenure.domain,
             lease=tenure,
             id_from=self._config.id_from,
-        )
-
-    def _check_broker(self) -> Check:
-        name, view = f"{self.name}:broker", self._member.view
-        silent, session = self._member.silence() or (0.0, SILENCE)
-        servers = ", ".join(self._config.bootstrap_servers)
-        cure = f"it is tried again by itself; see to the brokers at {servers}"
-        if view.trouble is not None:
-            return Check(name, ok=False, detail=view.trouble, cure=cure)
-        if silent > min(SILENCE, session):
-            return Check(name, ok=False, detail=f"the group has not answered for {silent:.0f} s", cure=cure)
-        if view.stuck is not None:
-            return Check(name, ok=False, detail=view.stuck, cure=cure)
-        return Check(name, ok=True, detail=f"silent for {silent:.0f} s")
-
-    def _check_partitions(self) -> Check:
-        name, view = f"{self.name}:partitions", self._member.view
-        if view.partitions:
-            lags = [partition.lag for partition in view.partitions if partition.lag is not None]
-            return Check(name, ok=True, detail=f"{len(view.partitions)} held, {sum(lags)} records behind")
-        none_for = self._clock.monotonic() - view.since
-        topics = ", ".join(self._config.topics) or f"/{self._config.topic_pattern}/"
-        return Check(
-            name,
-            ok=none_for <= self._config.grace_seconds,
-            detail=f"none held for {none_for:.0f} s",
-            cure=f"are {topics} there (ingestd check says), and are there no more members than partitions?",
         )
 
     def _check_registry(self) -> Sequence[Check]:

@@ -3,14 +3,15 @@
 Owns every look behind the client's public face, and ``pyproject.toml`` holds the client to the minor version that they
 were read in. They are: when a heartbeat was sent and answered, and whether any are sent; when the group was asked for
 our part, and gave it; that a rebalance is seen through; what is known of cluster and topics (ids, partitions, leaders,
-those that are hidden from us), and that it is asked for now; what it could not read; what is committed of many
-partitions at once; sleeping in the event loop; and that no topics are created.
+those that are hidden from us), when it was last said, and that it is asked for now; what it could not read; what is
+committed of many partitions at once; sleeping in the event loop; and that no topics are created.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kafka import KafkaConsumer, KafkaProducer
@@ -41,34 +42,46 @@ LONGEST_SESSION = 45.0
 """Seconds: where no session is known it is taken for this one, Kafka's own default."""
 PATIENCE = 15.0
 """Seconds beyond the session in which the client may find its way back by itself."""
-OWN = frozenset(
-    {
-        "allow_auto_create_topics",
-        "auto_commit_interval_ms",
-        "auto_offset_reset",
-        "bootstrap_servers",
-        "default_offset_commit_callback",
-        "enable_auto_commit",
-        "group_id",
-        "group_instance_id",
-        "isolation_level",
-        "kafka_client",
-        "key_deserializer",
-        "metric_reporters",
-        "partition_assignment_strategy",
-        "security_protocol",
-        "selector",
-        "socket_options",
-        "value_deserializer",
-    }
-)
-"""Client options that cannot be passed on: they have keys of their own here, or no value that TOML can say."""
+OWN: Mapping[str, str] = {
+    "allow_auto_create_topics": "missing_topics",
+    "auto_commit_interval_ms": "commit_seconds",
+    "auto_offset_reset": "start",
+    "bootstrap_servers": "bootstrap_servers",
+    "default_offset_commit_callback": "",
+    "enable_auto_commit": "",
+    "group_id": "group_id",
+    "group_instance_id": "group_instance_id",
+    "isolation_level": "isolation",
+    "kafka_client": "",
+    "key_deserializer": "format",
+    "metric_reporters": "",
+    "partition_assignment_strategy": "assignment",
+    "security_protocol": "tls and sasl",
+    "selector": "",
+    "socket_options": "",
+    "value_deserializer": "format",
+}
+"""Client options that cannot be passed on, and the keys that they have here; none where they cannot be set at all."""
 
 
 def passed_on() -> frozenset[str]:
     """Return the names of the client options that a configuration may set."""
-    known = KafkaConsumer.DEFAULT_CONFIG.keys() - OWN
+    known = KafkaConsumer.DEFAULT_CONFIG.keys() - OWN.keys()
     return frozenset(name for name in known if not name.startswith(("ssl_", "sasl_")))
+
+
+def refused(option: str) -> str | None:
+    """Return why a client option cannot be passed on, and what to set in its place; None: it can."""
+    own = OWN.get(option)
+    if option.startswith(("ssl_", "sasl_")):
+        own = "tls" if option.startswith("ssl_") else "sasl"
+    if own:
+        return f"{option} cannot be set here; the source's own key for it is {own}"
+    if own is not None:
+        return f"{option} cannot be set: the daemon has its own way; take it out"
+    if option not in passed_on():
+        return f"kafka-python has no option {option}; known: {', '.join(sorted(passed_on()))}"
+    return None
 
 
 def options(name: str, config: Config) -> dict[str, Any]:
@@ -246,8 +259,16 @@ class Group:
 
     def silence(self) -> tuple[float, float]:
         """Return the seconds without an answer of the group, or since we first asked, and how many it takes us for."""
-        silent = boot_time() - (self._made_at if self._heard_at is None else self._heard_at)
+        silent = boot_time() - max(self._made_at, self._heard_at or self._made_at)
         return silent, self.session_seconds if self.generation() >= 0 else math.inf
+
+    def heard_at(self) -> float | None:
+        """Return when the group last answered, by ``boot_time``; None: it has not yet."""
+        return self._heard_at
+
+    def excuse(self, at: float) -> None:
+        """Take note that up to then the group was asked nothing, for lack of a topic: that is no silence of it."""
+        self._made_at = max(self._made_at, at)
 
     def fenced(self) -> bool:
         """Return whether another member has taken our static id over: the client then only stops its heartbeats."""
@@ -290,6 +311,12 @@ def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
 def denied(consumer: KafkaConsumer) -> frozenset[str]:
     """Return the topics of ours that the brokers hide from us: the client logs that, and goes on without them."""
     return frozenset(consumer._cluster.unauthorized_topics)  # noqa: SLF001 - nothing else says it
+
+
+def answered_at(consumer: KafkaConsumer) -> float:
+    """Return when brokers last said what topics there are, by ``boot_time``."""
+    said: float = consumer._cluster._last_successful_refresh_ms / 1000  # noqa: SLF001 - nothing else says it
+    return boot_time() - (time.monotonic() - said)
 
 
 def cluster_id(consumer: KafkaConsumer) -> str | None:

@@ -10,6 +10,7 @@ Heartbeats go on meanwhile, on the client's own thread.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
@@ -22,10 +23,11 @@ from kafka.structs import TopicPartition
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.backlog import Backlog
-from ingestd.sources._kafka.connection import connect, denied, drop_unreadable
+from ingestd.sources._kafka.connection import answered_at, connect, denied, drop_unreadable, partition_count
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
 from ingestd.sources._kafka.rebalance import Seat
+from ingestd.sources._kafka.tenure import boot_time
 from ingestd.sources._kafka.view import PartitionView, View
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ RETRY_SECONDS = 1.0
 """After a poll that failed, or a broker that did not answer."""
 REBUILD_AFTER = 30
 """Polls that failed in a row, after which the consumer is made anew."""
+SAID_SECONDS = 1.0
+"""After a subscription: what brokers say of topics before that may answer what was asked before it."""
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +77,9 @@ class Member:
         self._seat: Seat | None = None
         self._over = False
         """Whether it has ended, and holds nothing for good."""
+        self._silent_since: float | None = None
+        """When the group last answered the consumers before this one, or was first asked; None: no broker answered."""
+        self._subscribed_at = 0.0
         self._again: set[TopicPartition] = set()
         self._paused = False
         self._failures = 0
@@ -106,13 +113,21 @@ class Member:
         return position in self._parking.expired
 
     def silence(self) -> tuple[float, float] | None:
-        """Return ``Group.silence``; None: there is no consumer. Safe to call from any thread."""
-        seat = self._seat
-        return None if seat is None else seat.group.silence()
+        """Return ``Group.silence`` over all consumers; None: no broker has answered yet. Safe from any thread.
+
+        A consumer that is made anew has not heard anything, and that would look like an answer.
+        """
+        seat, since = self._seat, self._silent_since
+        if since is None:
+            return None
+        if seat is None:
+            return boot_time() - since, math.inf
+        return boot_time() - max(since, seat.group.heard_at() or since), seat.group.silence()[1]
 
     def run(self, intake: Intake, *, once: bool) -> None:
         """Consume until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
         seat = None
+        self.view = replace(self.view, since=self._clock.monotonic())
         try:
             seat = self._open(intake)
             while not (once and self._is_worked_off(seat)):
@@ -129,10 +144,13 @@ class Member:
     def _open(self, intake: Intake) -> Seat:
         """Reach the brokers, however long that takes, and ask for partitions."""
         consumer = self._reach(intake)
+        if self._silent_since is None:
+            self._silent_since = boot_time()
         seat = Seat(self._name, consumer, self._config, self._take_note)
         self._failures = 0
         self._well()
         seat.subscribe()
+        self._subscribed_at = boot_time()
         self._seat = seat
         log.info("consuming", source=self._name, group=self._config.group_id, assignment=self._config.assignment)
         return seat
@@ -161,6 +179,7 @@ class Member:
         hidden = denied(seat.consumer)
         if hidden:
             raise_if_refused(self._name, TopicAuthorizationFailedError(", ".join(sorted(hidden))))
+        self._look_for_topics(seat)
         if seat.group.gone():
             return self._anew(seat, intake)
         seat.group.see_through()
@@ -182,6 +201,24 @@ class Member:
         self._parking.unstick(seat.holdings.tenures(), intake, now)
         self._show(seat, now)
         return seat
+
+    def _look_for_topics(self, seat: Seat) -> None:
+        """Say which topics are waited for: without them the client asks the group for nothing, however long."""
+        consumer, before = seat.consumer, frozenset(self.view.missing)
+        if len(seat.holdings) and not before:
+            return
+        missing = frozenset(topic for topic in self._config.topics if partition_count(consumer, topic) is None)
+        said = answered_at(consumer)
+        if len(seat.holdings) or said < self._subscribed_at + SAID_SECONDS:
+            missing &= before  # the client's picture can lack things for a while
+        elif missing:
+            seat.group.excuse(said)
+            self._silent_since = max(said, self._silent_since or said)
+        for topic in sorted(missing - before):
+            log.warning("waiting for the topic", source=self._name, topic=topic)
+        for topic in sorted(before - missing):
+            log.info("the topic is there", source=self._name, topic=topic)
+        self.view = replace(self.view, missing=tuple(sorted(missing)))
 
     def _poll_ms(self, seat: Seat) -> float:
         if seat.group.rebalancing():
@@ -344,6 +381,7 @@ class Member:
         if seat is not None:
             self._take_note(seat.holdings)
             seat.close()
+            self._silent_since = max(seat.group.heard_at() or 0.0, self._silent_since or 0.0)
             self._rebalances += seat.rebalances
             self._refused += seat.commits.refused
             now = self._clock.monotonic()

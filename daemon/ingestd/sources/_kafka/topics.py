@@ -41,15 +41,15 @@ log = structlog.get_logger(__name__)
 def probe(name: str, config: Config) -> Iterator[Check]:
     """Yield whether the brokers answer and the topics are there. Joins no group, and changes nothing."""
     servers = ", ".join(config.bootstrap_servers)
+    several = len(config.bootstrap_servers) > 1
     try:
         consumer = connect(name, config)
     except (ConfigError, UnavailableError) as error:
-        yield Check(
-            f"{name}:broker", ok=False, detail=str(error), cure=f"see to the brokers at {servers}, or to the keys"
-        )
+        cure = f"see to the brokers at {servers}; or to bootstrap_servers, tls and sasl"
+        yield Check(f"{name}:broker", ok=False, detail=str(error), cure=cure)
         return
     with closing(consumer):
-        yield Check(f"{name}:broker", ok=True, detail=f"{servers} answer")
+        yield Check(f"{name}:broker", ok=True, detail=f"one of {servers} answers" if several else f"{servers} answers")
         for risk in risks(config.tls, config.sasl):
             yield Check(f"{name}:security", ok=True, detail=risk)
         try:

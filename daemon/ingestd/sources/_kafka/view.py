@@ -43,6 +43,8 @@ class View:
     """Why the last poll failed, or no broker answers."""
     stuck: str | None = None
     """Why records that are there do not come, though the group answers."""
+    missing: tuple[str, ...] = ()
+    """Topics that are waited for: the brokers say that they are not there."""
     waits_for: str | None = None
     """Why records cannot be read now: the schema registry is away."""
     rebalances: int = 0
