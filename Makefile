@@ -7,6 +7,8 @@ CONSTRAINTS ?= constraints.txt
 CRANFIELD ?= ../shared/data/cranfield
 # Passed on to pytest: make test ARGS="tests/unit -k lanes"
 ARGS ?=
+# How many processes run the tests; each starts the servers that its files need. 0 runs them in one, for a debugger.
+JOBS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.setup-is-done
@@ -46,7 +48,7 @@ run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples 
 	@exec $(BIN)/python -m tests.tools.run_kafka
 
 test: $(STAMP) ## Run all the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(STAMP) ## Measure how well documents are found (a few minutes); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }

@@ -456,7 +456,6 @@ def sample() -> dict[str, list[Case]]:
             error_case("OffsetCommit", 30, later, Times.ONCE),
             error_case("Heartbeat", 82, later, Times.ONCE),
             error_case("JoinGroup", 23, start, Times.ONCE),
-            error_case("ListOffsets", 29, start, Times.ONCE),
         ],
     }
 

@@ -23,4 +23,4 @@ def test_errors_of_brokers_are_seen_through_or_said(mock_cluster: Mock) -> None:
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
-    assert done.stdout.count("exit 78: ConfigError: sources.cms") == 4, done.stdout
+    assert done.stdout.count("exit 78: ConfigError: sources.cms") == 3, done.stdout

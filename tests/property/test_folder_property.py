@@ -21,7 +21,7 @@ from ingestd.sources._ids import document_id, escape, path_of, unescape
 from ingestd.sources.folder import Config, FolderSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from random import Random
 
     from ingestd import ports
@@ -154,6 +154,24 @@ class Engine:
         assert not [one for one in self.pending if one.key == event.key and one.attempt == event.attempt == 1]
         self.pending.append(event)
         self.submitted += 1
+
+    def offer(self, events: Sequence[Event]) -> int:
+        """Take them all."""
+        for event in events:
+            self.submit(event)
+        return len(events)
+
+    def withdraw(self, tenures: Collection[str] | None = None) -> None:
+        """Fail: a folder's events are under no lease."""
+        raise NotImplementedError
+
+    def hasten(self, positions: Collection[str]) -> None:
+        """Fail: a folder's events go in no order of positions."""
+        raise NotImplementedError
+
+    def drained(self, seconds: float) -> bool:
+        """Fail: a folder has nothing left to do once it is stopped."""
+        raise NotImplementedError
 
     def skip(self, verdict: Verdict, count: int = 1) -> None:
         """Count what needs no event."""

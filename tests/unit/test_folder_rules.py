@@ -252,6 +252,7 @@ class Past:
     """A clock, a scope and a store with one seen document for each number."""
 
     max_bytes = 1
+    shared = False
     clock: ports.Clock
 
     def __init__(self, count: int) -> None:

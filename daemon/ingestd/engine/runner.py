@@ -245,7 +245,7 @@ class Runner:
         if identity != pipeline.identity:
             raise FatalError(
                 f"the collection {name} was dropped or made again: this process ends. The next start writes the "
-                "documents of folders anew; records of Kafka topics that were committed come again only to a new group_id"
+                "documents of folders anew; committed records of Kafka topics come again only to a new group_id"
             )
         self._parts.breakers.reset("milvus", name)
         pipeline.lanes.wake()

@@ -19,7 +19,7 @@ from ingestd.model import Event, Op, Outcome, Seen, Verdict
 from ingestd.sources.folder import Config, FolderSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from ingestd import ports
     from ingestd.model import Content
@@ -102,6 +102,24 @@ class Engine:
             self.withheld.append(event)
         else:
             self.settle(event)
+
+    def offer(self, events: Sequence[Event]) -> int:
+        """See ``ports.Intake``."""
+        for event in events:
+            self.submit(event)
+        return len(events)
+
+    def withdraw(self, tenures: Collection[str] | None = None) -> None:
+        """Fail: a folder's events are under no lease."""
+        raise NotImplementedError
+
+    def hasten(self, positions: Collection[str]) -> None:
+        """Fail: a folder's events go in no order of positions."""
+        raise NotImplementedError
+
+    def drained(self, seconds: float) -> bool:
+        """Fail: a folder has nothing left to do once it is stopped."""
+        raise NotImplementedError
 
     def skip(self, verdict: Verdict, count: int = 1) -> None:
         """See ``ports.Intake``."""
