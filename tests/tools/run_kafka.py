@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 CONFIG, SAMPLES = "config/kafka-quickstart.toml", "config/samples"
 TOPIC, COLLECTION = "documents", "articles"
 USUAL_PORT = 9092
+SERVERS = "INGESTD_SOURCES__CMS__BOOTSTRAP_SERVERS"
+"""The variable that says where the broker is, in place of the configuration."""
 QUERY = "how do I keep my plants alive while I am travelling"
 INGESTD = (sys.executable, "-m", "ingestd")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,12 +40,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> int:
     """Run all of it, and return the daemon's exit code."""
     with tempfile.TemporaryDirectory(prefix="ingestd-kafka-") as folder, _broker(Path(folder)) as bootstrap:
-        variables = {"INGESTD_SOURCES__CMS__BOOTSTRAP_SERVERS": json.dumps([bootstrap]), "HF_HUB_OFFLINE": "1"}
+        variables = {SERVERS: json.dumps([bootstrap]), "HF_HUB_OFFLINE": "1"}
         produced = ("produce", "--topic", TOPIC, "--create", "--partitions", "2", SAMPLES, "--config", CONFIG)
         done = subprocess.run([*INGESTD, *produced], env=os.environ | variables, check=False)
         if done.returncode:
             return done.returncode
-        print(_told(bootstrap), flush=True)  # noqa: T201 - what a person is told
+        print(told(bootstrap), flush=True)  # noqa: T201 - what a person is told
         return _daemon(variables)
 
 
@@ -83,11 +86,18 @@ def _daemon(variables: Mapping[str, str]) -> int:
             daemon.wait()
 
 
-def _told(bootstrap: str) -> str:
+def told(bootstrap: str) -> str:
+    """Return what a person is told once the samples are on the topic."""
+    first = ""
+    if not bootstrap.endswith(f":{USUAL_PORT}"):
+        first = f"""\
+Port {USUAL_PORT} is taken, so the broker has another. In each shell in which you run the README's commands, first:
+  export {SERVERS}={shlex.quote(json.dumps([bootstrap]))}
+"""
     return f"""\
 The sample documents are on the topic {TOPIC} of a broker at {bootstrap}.
 How the daemon is doing: http://127.0.0.1:8321/   Stop it, and the broker, with Ctrl-C.
-When that page says that all is well, search in another terminal:
+{first}When that page says that all is well, search in another terminal:
   .venv/bin/ingestd search {COLLECTION} "{QUERY}" --config {CONFIG}
 and put documents of your own on the topic:
   .venv/bin/ingestd produce --topic {TOPIC} --bootstrap {bootstrap} FILE"""
