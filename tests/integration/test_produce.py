@@ -5,26 +5,35 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 from tests.fixtures.brokers import MOCK_OPTIONS, create_topic
 from tests.fixtures.daemon import Answer, wait_for
+from tests.tools import run_kafka
 
+from ingestd.config import load
 from ingestd.errors import ConfigError, DocumentError
+from ingestd.model import Op, Record
+from ingestd.parts import SystemClock
 from ingestd.sources._kafka.producing import Outgoing, Producer
+from ingestd.sources._values.config import decoder
+from ingestd.sources._values.decoded import ValueLimits
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.fixtures.brokers import Mock, Noida, Tansu
+
+    from ingestd.sources._values.decoded import Decoder
 
 pytestmark = pytest.mark.kafka
 
+ROOT = Path(__file__).parents[2]
 PRODUCE, TOO_LARGE, NOT_ALLOWED = 0, 10, 29
 TITLE = "Die Überschrift"
 CONFIG = """
@@ -167,7 +176,135 @@ def test_a_bad_line_is_named(tansu: Tansu, there: str, tmp_path: Path, line: str
     assert 1 == answer.json["produced"]
     assert answer.err.startswith("stopped: standard input, line 3: ")
     assert said in answer.err
+    assert "… | tail -n +3 | ingestd produce … -" in answer.err
     assert ["a"] == list(_events(tansu.bootstrap, there, 1))
+
+
+def test_what_is_said_after_a_bad_line_goes_on_with_it(tansu: Tansu, there: str, tmp_path: Path) -> None:
+    """The command that is told sends the rest, once the line is mended, and nothing twice."""
+    file = tmp_path / "some events.jsonl"
+    file.write_text('{"id": "a"}\n{"id": \n{"id": "c"}\n')
+    options = ("--bootstrap", tansu.bootstrap, "--topic", there)
+    answer = _produce(*options, file.name, "--delete", "a", cwd=tmp_path)
+    assert 1 == answer.code
+    told = answer.err.splitlines()[1]
+    assert told.startswith(
+        "the lines before line 2 were sent; this line, those after it, later FILEs and --delete were"
+    )
+    file.write_text(file.read_text().replace('{"id": \n', '{"id": "b"}\n'))
+    (tail,) = [word.removesuffix(" |") for word in told.split("then: ")[1].split(" ingestd produce … -") if word]
+    rest = subprocess.run(["bash", "-c", tail], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert 0 == _produce(*options, "-", cwd=tmp_path, stdin=rest).code
+    assert {"a", "b", "c"} == _events(tansu.bootstrap, there, 3).keys()
+
+
+def test_the_ids_of_deletes_are_told(tansu: Tansu, there: str, tmp_path: Path) -> None:
+    """Ten of them, and how many more there are; --json has them all."""
+    ids = [f"document-{number:02}" for number in range(12)]
+    arguments = ("--bootstrap", tansu.bootstrap, "--topic", there, *(word for one in ids for word in ("--delete", one)))
+    assert ids == _produce(*arguments, "--json", cwd=tmp_path).json["deletes"]
+    told = _produce(*arguments, cwd=tmp_path).out.splitlines()[1]
+    assert f"among them deletes of {', '.join(ids[:10])} and 2 more" == told
+
+
+def _of_format(bootstrap: str, folder: Path, settings: str) -> tuple[str, ...]:
+    """Write a configuration with a source of a format; return the options that use it."""
+    (folder / "config.toml").write_text(
+        f'{CONFIG}[sources.cms]\ntype = "kafka"\nbootstrap_servers = ["{bootstrap}"]\ntopics = ["t"]\n'
+        f'group_id = "g"\ncollection = "articles"\n{settings}\n'
+    )
+    return ("--config", "config.toml")
+
+
+FIELDS = 'format = { type = "json", fields = { id = "$.nr", text = "$.body" } }'
+FORMATS = [
+    FIELDS,
+    'format = { type = "raw" }',
+    'format = { type = "cloudevents" }',
+    'format = { type = "debezium", key_format = "text", fields = { text = "$.body" } }',
+    'format = { type = "avro" }\nschema_registry = { urls = ["http://127.0.0.1:1"] }',
+]
+
+
+@pytest.mark.parametrize("settings", FORMATS)
+def test_a_source_of_another_format_gets_null_values_and_no_documents(
+    tansu: Tansu, there: str, tmp_path: Path, settings: str
+) -> None:
+    """A delete is one that the source reads; what it would not read is refused before anything is sent."""
+    options = (*_of_format(tansu.bootstrap, tmp_path, settings), "--topic", there)
+    (tmp_path / "a.txt").write_text("a")
+    for given in (("a.txt", "--delete", "x"), ("-",)):
+        answer = _produce(*options, *given, cwd=tmp_path, stdin='{"id": "x", "text": "x"}')
+        assert 78 == answer.code, answer.err
+        assert answer.err.startswith(
+            "sources.cms.format: the source reads another shape than ingestd produce writes; send documents with"
+        )
+    answer = _produce(*options, "--delete", "Grüße/7", cwd=tmp_path)
+    assert 0 == answer.code, answer.err
+    (record,) = _records(tansu.bootstrap, there, 1)
+    assert ("Grüße/7".encode(), None) == (record.key, record.value)
+    decode = _decoder(tmp_path / "config.toml").decode
+    found = decode(Record(there, 0, 0, -1, record.key, record.value))
+    assert (Op.DELETE, "Grüße/7") == (found.op, found.document_id)
+
+
+def _decoder(file: Path) -> Decoder:
+    """Return what the configured source reads records with."""
+    config: Any = load(file).sources["cms"].config
+    registry = config.schema_registry and config.schema_registry.build("cms", SystemClock())
+    limits = ValueLimits(max_value_bytes=1000, max_bytes=1000)
+    return decoder(config.format, id_from=config.id_from, source="cms", limits=limits, registry=registry)
+
+
+def test_a_default_source_with_words_of_its_own_for_deletes_gets_null_values(
+    tansu: Tansu, there: str, tmp_path: Path
+) -> None:
+    """Its documents are ours, and "delete" is no word that it knows."""
+    options = _of_format(tansu.bootstrap, tmp_path, 'format = { type = "json", op_values = { delete = ["gone"] } }')
+    (tmp_path / "a.txt").write_text("a")
+    answer = _produce(*options, "--topic", there, "a.txt", "--delete", "x", cwd=tmp_path)
+    assert 0 == answer.code, answer.err
+    assert {b"a.txt": b'{"id": "a.txt", "text": "a"}', b"x": None} == {
+        record.key: record.value for record in _records(tansu.bootstrap, there, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (f'{FIELDS}\nid_from = "value"', "sources.cms.id_from: a delete for this format is a null value with the id"),
+        (
+            'format = { type = "debezium", fields = { text = "$.body" } }',
+            "sources.cms.format.key_format: keys are json here",
+        ),
+    ],
+)
+def test_a_delete_that_the_source_would_not_read_is_refused(tmp_path: Path, settings: str, said: str) -> None:
+    """With the reason, before any broker is asked."""
+    options = _of_format("127.0.0.1:1", tmp_path, settings)
+    answer = _produce(*options, "--topic", "t", "--delete", "x", cwd=tmp_path)
+    assert 78 == answer.code
+    assert answer.err.startswith(said)
+
+
+def test_the_quick_start_s_export_line_makes_the_readme_s_command_work(
+    tansu: Tansu, there: str, tmp_path: Path
+) -> None:
+    """Where the broker is not at the usual port; at the usual one there is no such line."""
+    (line,) = [line for line in run_kafka.told(tansu.bootstrap).splitlines() if "export" in line]
+    (tmp_path / "my-notes.md").write_text("my notes")
+    (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "my-notes.md --config" in line]
+    program, *arguments = command.replace("--topic documents", f"--topic {there}").split()
+    assert ".venv/bin/ingestd" == program
+    arguments[-1] = str(ROOT / arguments[-1])
+    script = f"{line}\nexec {shlex.join([sys.executable, '-m', 'ingestd', *arguments])}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("INGESTD_")}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 0 == done.returncode, done.stderr
+    assert ["my-notes.md"] == list(_events(tansu.bootstrap, there, 1))
+    assert "export" not in run_kafka.told(f"127.0.0.1:{run_kafka.USUAL_PORT}")
 
 
 def test_a_broken_sidecar_is_named(tansu: Tansu, there: str, tmp_path: Path) -> None:

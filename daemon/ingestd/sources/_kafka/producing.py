@@ -65,9 +65,21 @@ class Outgoing(NamedTuple):
     """A record to be produced."""
 
     key: bytes
-    value: bytes
+    value: bytes | None
+    """None: a tombstone."""
     origin: str
     """Where it comes from, for messages: a file, or a file and a line."""
+    deletes: str | None = None
+    """The document that was named to be deleted."""
+
+
+class LineError(DocumentError):
+    """A line of JSON Lines is no event: those before it were handed in, and nothing after it was."""
+
+    def __init__(self, message: str, name: str, number: int) -> None:
+        super().__init__(message)
+        self.name = name
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +138,30 @@ def lines(file: BinaryIO, name: str) -> Iterator[Outgoing]:
     """Yield the events of JSON Lines, as they stand there. Empty lines are passed over.
 
     Raises:
-        DocumentError: A line is no JSON object with an id; names it.
+        LineError: A line is no JSON object with an id; names it.
     """
     for number, line in enumerate(file, 1):
         value = line.strip().removeprefix(b"\xef\xbb\xbf")
         if value:
             origin = f"{name}, line {number}"
-            yield Outgoing(_id(value, origin).encode(), value, origin)
+            try:
+                key = _id(value, origin).encode()
+            except DocumentError as error:
+                raise LineError(str(error), name, number) from error
+            yield Outgoing(key, value, origin)
 
 
-def deletes(ids: Iterable[str]) -> Iterator[Outgoing]:
-    """Yield the deletes of documents. They have a value, so that topics whose ids are in values alone get them too."""
+def deletes(ids: Iterable[str], *, tombstones: bool = False) -> Iterator[Outgoing]:
+    """Yield the deletes of documents.
+
+    Args:
+        ids: The documents.
+        tombstones: Whether they have no value: each format reads those. Otherwise they have one, so that sources whose
+            ids are in values alone read them too.
+    """
     for document_id in ids:
-        yield Outgoing(document_id.encode(), _json({"id": document_id, "op": "delete"}), f"--delete {document_id}")
+        value = None if tombstones else _json({"id": document_id, "op": "delete"})
+        yield Outgoing(document_id.encode(), value, f"--delete {document_id}", document_id)
 
 
 def ensure_topic(
@@ -186,6 +209,8 @@ class Produced:
     """What the brokers have acknowledged."""
 
     partitions: Counter[int] = field(default_factory=Counter)
+    deletes: list[str] = field(default_factory=list)
+    """The documents that were named to be deleted."""
 
     @property
     def total(self) -> int:
@@ -226,7 +251,7 @@ class Producer:
         except (KafkaError, ValueError) as error:
             _raise(error, record.origin)
         self._under_way.append((future, record))
-        self._bytes += len(record.value)
+        self._bytes += len(record.value or b"")
         while len(self._under_way) > WINDOW_RECORDS or self._bytes > WINDOW_BYTES:
             self._settle()
 
@@ -242,16 +267,19 @@ class Producer:
 
     def _settle(self) -> None:
         future, record = self._under_way.popleft()
-        self._bytes -= len(record.value)
+        size = len(record.value or b"")
+        self._bytes -= size
         try:
             self.produced.partitions[future.get(DELIVERY_SECONDS + 10).partition] += 1
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             raise DocumentError(
-                f"{record.origin}: the brokers take no record of {len(record.value)} bytes; raise the topic's "
+                f"{record.origin}: the brokers take no record of {size} bytes; raise the topic's "
                 "max.message.bytes, or send a uri"
             ) from error
         except (KafkaError, ValueError) as error:
             _raise(error, record.origin)
+        if record.deletes is not None:
+            self.produced.deletes.append(record.deletes)
 
 
 def _raise(error: Exception, what: str) -> NoReturn:
