@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from tests.fixtures.brokers import MOCK_OPTIONS, create_topic
 from tests.fixtures.daemon import Answer, wait_for
 from tests.tools import run_kafka
@@ -47,8 +47,12 @@ type = "hashing"
 
 def _produce(*arguments: object, cwd: Path, stdin: str | None = None) -> Answer:
     """Run the command, without a configuration but for what is named."""
+    return _ingestd("produce", *arguments, cwd=cwd, stdin=stdin)
+
+
+def _ingestd(*arguments: object, cwd: Path, stdin: str | None = None) -> Answer:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("INGESTD_")}
-    command = [sys.executable, "-m", "ingestd", "produce", *map(str, arguments)]
+    command = [sys.executable, "-m", "ingestd", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=cwd, env=kept, input=stdin, capture_output=True, text=True, timeout=60, check=False
     )
@@ -285,6 +289,60 @@ def test_a_delete_that_the_source_would_not_read_is_refused(tmp_path: Path, sett
     answer = _produce(*options, "--topic", "t", "--delete", "x", cwd=tmp_path)
     assert 78 == answer.code
     assert answer.err.startswith(said)
+
+
+@pytest.mark.parametrize("on_topic", [False, True], ids=["state", "topic"])
+def test_what_failed_is_shown_as_it_came(tansu: Tansu, there: str, tmp_path: Path, *, on_topic: bool) -> None:
+    """Text as text, escaped and cut, other bytes not; null is a tombstone; times and versions as people write them.
+
+    Letters on a topic are not discarded: it is said how many stay, also to members without a state, and that nobody
+    knows while the brokers are away.
+    """
+    settings = 'id_from = "value"\nconsumer = { session_timeout_ms = 6000 }\n'
+    settings += f'dead_letter_topic = "{there}.letters"\n' if on_topic else ""
+    options = _of_format(tansu.bootstrap, tmp_path, f'{settings}[milvus]\nuri = "milvus"')
+    file = tmp_path / "config.toml"
+    file.write_text(
+        'state_dir = "state"\n[http]\nlisten = "127.0.0.1:0"\n' + file.read_text().replace('"t"', f'"{there}"')
+    )
+    if on_topic:
+        create_topic(tansu.bootstrap, f"{there}.letters", 1)
+    values = [None, "Grüße\n\x1b[2J".encode(), b"x" * 3000, b"\xff\xfe"]
+    producer = KafkaProducer(bootstrap_servers=tansu.bootstrap)
+    for value in values:
+        producer.send(there, value, b"key", partition=1, timestamp_ms=1_700_000_000_000)
+    producer.flush()
+    producer.close()
+    done = _ingestd("run", "--once", "--timeout", "50", *options, cwd=tmp_path)
+    assert 3 == done.code, done.err
+
+    shown = []
+    for row in _ingestd("dead-letters", "list", "--json", *options, cwd=tmp_path).json:
+        lines = _ingestd("dead-letters", "show", row["id"], *options, cwd=tmp_path).out.splitlines()
+        said = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+        number = int(row["position"].rpartition("@")[2])
+        assert "2023-11-14 22:13:20+00:00" == said["timestamp"]
+        assert said["version"].startswith(f"{number} of kafka:")
+        shown.append((number, said["original"]))
+    assert [
+        (0, "null (a tombstone)"),
+        (1, r"Grüße\n\x1b[2J"),
+        (2, f"{'x' * 2000}… (the first 2000 of 3000 characters; --json has all of them in base64)"),
+        (3, "2 bytes that are no UTF-8; --json shows them in base64"),
+    ] == sorted(shown)
+    stay = ["4 letters on topics stay until the topic's retention removes them"]
+    discard = ("dead-letters", "discard", *options)
+    assert ["0 discarded"] == _ingestd(*discard, "--stage", "write", cwd=tmp_path).out.splitlines()
+    told = _ingestd(*discard, "--all", cwd=tmp_path).out.splitlines()
+    assert (["0 discarded", *stay] if on_topic else ["4 discarded"]) == told
+    if on_topic:
+        stateless = file.read_text().replace('"state"', '""').replace('"milvus"', '"http://127.0.0.1:1"')
+        file.write_text(stateless)
+        assert {"discarded": 0, "on_topics": 4} == _ingestd(*discard, "--all", "--json", cwd=tmp_path).json
+        file.write_text(stateless.replace(tansu.bootstrap, "127.0.0.1:1"))
+        away = _ingestd(*discard, "--all", cwd=tmp_path)
+        assert 0 == away.code, away.err
+        assert "how many cannot be said: " in away.out.splitlines()[1]
 
 
 def test_the_quick_start_s_export_line_makes_the_readme_s_command_work(

@@ -6,6 +6,7 @@ import base64
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -22,7 +23,7 @@ from ingestd.cli.common import (
     read_store,
     table,
 )
-from ingestd.errors import ConfigError
+from ingestd.errors import ConfigError, IngestError
 from ingestd.flow import Scope
 from ingestd.model import Fingerprints
 from ingestd.parts import NoPast, SystemClock, feeds
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.model import DeadLetter, Json
     from ingestd.ports import LetterTopic
+
+
+SHOWN = 2_000
+"""The most characters of an original that people are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +198,21 @@ def discard_letters(
         with own_store(settings) as store:
             return {"discarded": store.discard(numbers)}
 
-    found = cast("dict[str, int]", ask(settings, "discard", {"ids": cast("Json", numbers)}, otherwise=otherwise))
-    answer(found, as_json=as_json, text=lambda value: [f"{value['discarded']} discarded"])
+    found: dict[str, Any] = {"discarded": 0}
+    if numbers:  # a member without a state has none, and cannot be asked
+        found = cast("dict[str, Any]", ask(settings, "discard", {"ids": cast("Json", numbers)}, otherwise=otherwise))
+    # Afterwards: brokers that are away keep nobody from throwing away what is in the state.
+    stay, fault = (0, None) if ids else _count_on_topics(settings, filters)
+    answer({**found, "on_topics": stay}, as_json=as_json, text=partial(_discard_text, fault=fault))
+
+
+def _count_on_topics(settings: Settings, filters: dict[str, str | None]) -> tuple[int | None, str | None]:
+    """Return how many letters on topics the filters leave; None, and why, where that cannot be found out."""
+    try:
+        with _kept(settings, filters["source"], state=False) as kept:
+            return sum(1 for _one in _chosen(kept, filters)), None
+    except IngestError as error:
+        return None, str(error)
 
 
 @contextmanager
@@ -293,6 +311,7 @@ def _whole(one: _Kept) -> dict[str, Any]:
         "timestamp": None if record is None else record.timestamp,
         "traceback": letter.failure.traceback,
         "content": None if letter.data is None else _base64(letter.data),
+        "tombstone": record is not None and record.value is None,
     }
 
 
@@ -305,8 +324,12 @@ def _letter_text(letter: dict[str, Any]) -> Iterator[str]:
     content = letter.pop("content")
     key = letter.pop("key")
     headers = letter.pop("headers")
+    tombstone = letter.pop("tombstone")
     for name in ("first_failed_at", "last_failed_at"):
-        letter[name] = datetime.fromtimestamp(letter[name], UTC).isoformat(sep=" ", timespec="seconds")
+        letter[name] = _time(letter[name])
+    letter["timestamp"] = _record_time(letter["timestamp"])
+    if letter["version"] is not None:
+        letter["version"] = " of ".join(str(part) for part in letter["version"].values() if part != "")
     for name, value in letter.items():
         if value not in (None, {}, ""):
             yield f"{name.replace('_', ' '):>16}: {value}"
@@ -314,10 +337,49 @@ def _letter_text(letter: dict[str, Any]) -> Iterator[str]:
         yield f"{'key':>16}: {base64.b64decode(key).decode('utf-8', 'backslashreplace')}"
     for name, value in headers:
         yield f"{'header':>16}: {name} = {base64.b64decode(value or '').decode('utf-8', 'backslashreplace')}"
-    yield f"{'original':>16}: " + ("not kept" if content is None else "kept; --json shows it in base64")
+    original = "null (a tombstone)" if tombstone else _original(None if content is None else base64.b64decode(content))
+    yield f"{'original':>16}: {original}"
     if trace:
         yield ""
         yield from trace.split("\n")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def _record_time(milliseconds: int | None) -> str | int | None:
+    """Return a record's time for people. Producers set it as they like: what is no date is shown as it came."""
+    if milliseconds is None or milliseconds == -1:
+        return None
+    try:
+        return _time(milliseconds / 1000)
+    except (ValueError, OverflowError, OSError):
+        return milliseconds
+
+
+def _original(data: bytes | None) -> str:
+    """Return an original as people can read it, on one line (``say`` escapes line ends and the like)."""
+    if data is None:
+        return "not kept"
+    if not data:
+        return "empty"
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return f"{len(data)} bytes that are no UTF-8; --json shows them in base64"
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN]}… (the first {SHOWN} of {len(text)} characters; --json has all of them in base64)"
+
+
+def _discard_text(found: dict[str, Any], *, fault: str | None) -> Iterator[str]:
+    yield f"{found['discarded']} discarded"
+    stay = found["on_topics"]
+    if fault is not None:
+        yield f"letters on topics stay until the topic's retention removes them; how many cannot be said: {fault}"
+    elif stay:
+        yield f"{stay} {'letter' if stay == 1 else 'letters'} on topics stay until the topic's retention removes them"
 
 
 def _replay_text(found: dict[str, Any]) -> list[str]:
