@@ -39,6 +39,18 @@ def test_a_rebalance_that_outlasts_its_polls_is_seen_through(tmp_path: Path) -> 
             broker.kill()
 
 
+def test_a_topic_that_is_made_while_it_is_waited_for_is_read(on_tansu: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member that joined when there was nothing to have gets its part. Tansu gives it the same nothing again."""
+    monkeypatch.setattr("ingestd.sources._kafka.member.APPEARED_SECONDS", 2.0)
+    with on_tansu.running(consumer={"metadata_max_age_ms": 300}) as engine:
+        engine.until(lambda: engine.source._member.view.missing == (on_tansu.topic,), "it is said to be missing")
+        engine.until(lambda: engine.source._member.view.rebalances, "it has joined, and got nothing")
+        on_tansu.make(2)
+        engine.until_holds(2)
+        on_tansu.produce(*records(4))
+        engine.until_settled(4)
+
+
 def test_work_in_flight_stays_where_its_partition_stays(on_tansu: Rig) -> None:
     """A second member joins: of the partition that stays nothing is lost or done twice, of the other one all moves.
 

@@ -53,6 +53,8 @@ REBUILD_AFTER = 30
 """Polls that failed in a row, after which the consumer is made anew."""
 SAID_SECONDS = 1.0
 """After a subscription: what brokers say of topics before that may answer what was asked before it."""
+APPEARED_SECONDS = 10.0
+"""How long a topic that appeared may be given to nobody here, the group being at rest, before that is asked anew."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +82,8 @@ class Member:
         self._silent_since: float | None = None
         """When the group last answered the consumers before this one, or was first asked; None: no broker answered."""
         self._subscribed_at = 0.0
+        self._appeared_at: float | None = None
+        """When the last topic that was waited for appeared; None: nothing waits for what the group gives of it."""
         self._again: set[TopicPartition] = set()
         self._paused = False
         self._failures = 0
@@ -180,7 +184,7 @@ class Member:
         if hidden:
             raise_if_refused(self._name, TopicAuthorizationFailedError(", ".join(sorted(hidden))))
         self._look_for_topics(seat)
-        if seat.group.gone():
+        if seat.group.gone() or self._is_passed_over(seat):
             return self._anew(seat, intake)
         seat.group.see_through()
         if self._failures:
@@ -218,7 +222,23 @@ class Member:
             log.warning("waiting for the topic", source=self._name, topic=topic)
         for topic in sorted(before - missing):
             log.info("the topic is there", source=self._name, topic=topic)
+            self._appeared_at = boot_time()
         self.view = replace(self.view, missing=tuple(sorted(missing)))
+
+    def _is_passed_over(self, seat: Seat) -> bool:
+        """Whether the group gives nothing of a topic that appeared. Asked once a topic: others may rightly have it all.
+
+        A member that joined while there was nothing to have, and joins again, gets the same nothing from some brokers
+        (Tansu): only another member gets its part.
+        """
+        if len(seat.holdings):
+            self._appeared_at = None
+        if self._appeared_at is None or seat.group.rebalancing():
+            return False
+        if boot_time() - self._appeared_at < APPEARED_SECONDS:
+            return False
+        self._appeared_at = None
+        return True
 
     def _poll_ms(self, seat: Seat) -> float:
         if seat.group.rebalancing():
