@@ -105,7 +105,7 @@ class Holdings:
                     self._end(partition)
                 elif broken:
                     self.again(partition)
-        for partition in wanted - self._tenures.keys():
+        for partition in sorted(wanted - self._tenures.keys()):
             self._begin(partition)
             self.placed.add(partition)
 
