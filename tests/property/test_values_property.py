@@ -237,7 +237,7 @@ def check_decoded(found: Decoded) -> None:
     document=st.fixed_dictionaries(
         {"text": st.text(max_size=20)},
         optional={
-            "id": st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20),
+            "id": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
             "title": st.text(max_size=9),
             "version": st.integers(-(2**63), 2**63 - 1),
             "metadata": st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=3),
