@@ -306,7 +306,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
     def overview() -> Mapping[str, Json]:
         return _overview(ground, sources, pipelines)
 
-    health.up(checks=checks, totals=tally.totals, overview=overview)
+    health.know(checks=checks, totals=tally.totals, overview=overview)
     return Daemon(
         runner=runner,
         health=health,

@@ -275,7 +275,8 @@ class Ground:
     def check(self) -> dict[str, int]:
         """Check everything, once all members have ended; return the figures."""
         assert not any(member.runs for member in self.members)
-        assert self.committed() == self.ends
+        committed = self.committed()
+        assert committed == self.ends, f"the group has committed {committed}, and the topic ends at {self.ends}"
         expected = self.expected()
         self.check_rows(expected)
         letters = [letter for member in self.members for letter in member.workplace.letters()]

@@ -132,7 +132,8 @@ def test_letters_are_replayed_and_discarded_without_a_daemon(bad: Workplace) -> 
     ).json
     assert letters == bad.letters()
 
-    assert {"discarded": 1} == bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json").json
+    discarded = bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json")
+    assert {"discarded": 1, "on_topics": 0} == discarded.json
     assert {"replayed": 2, "left": []} == bad.ask(
         "dead-letters", "replay", str(ids["inbox/picture.png"]), str(ids["inbox/long.txt"]), "--json"
     ).json
@@ -164,7 +165,8 @@ def test_letters_are_replayed_discarded_and_mended_under_a_running_daemon(bad: W
         assert f" {len(letters)}" in daemon.get("/")[1]
 
         ids = {letter["document_id"]: letter["id"] for letter in letters}
-        assert {"discarded": 1} == bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json").json
+        discarded = bad.ask("dead-letters", "discard", str(ids["inbox/report.pdf"]), "--json")
+        assert {"discarded": 1, "on_topics": 0} == discarded.json
         assert {"replayed": 1, "left": []} == bad.ask(
             "dead-letters", "replay", str(ids["inbox/picture.png"]), "--json"
         ).json

@@ -101,12 +101,20 @@ def test_two_interrupts_within_a_second_count_as_one(loaded: Workplace) -> None:
 
 def test_a_signal_at_the_very_end_changes_nothing(workplace: Workplace) -> None:
     """All is done and said, and the interpreter is taking itself apart: a further Ctrl-C does not make it a failure."""
-    with workplace.daemon() as daemon:
-        daemon.until_ready()
-        daemon.send(signal.SIGINT)
-        daemon.until_said("ended")
-        daemon.send(signal.SIGINT)
-        assert daemon.wait() == 0
+    delivered = 0
+    for _ in range(5):  # now and then it is gone before the line is seen
+        with workplace.daemon() as daemon:
+            daemon.until_ready()
+            daemon.send(signal.SIGINT)
+            while not daemon.said("ended"):  # in a hurry: what is left of it is over within milliseconds
+                assert daemon.runs or daemon.said("ended"), daemon.log
+            if daemon.runs:
+                daemon.send(signal.SIGINT)
+                delivered += 1
+            assert daemon.wait() == 0
+        if delivered:
+            return
+    raise AssertionError("it was always gone before the signal")
 
 
 def test_a_drain_that_takes_too_long_is_given_up(loaded: Workplace) -> None:

@@ -152,6 +152,7 @@ class _Front:
 
     def up(self, daemon: flow.Daemon) -> None:
         """Say that the start is over."""
+        daemon.health.up()
         log.info("ready", collections=sorted(daemon.pipelines), sources=sorted(daemon.sources))
         self._notifier.ready("watching")
 

@@ -43,15 +43,18 @@ class Health:
         """Say what the start is at."""
         self._step = step
 
-    def up(
+    def know(
         self,
         *,
         checks: Callable[[], Sequence[Check]],
         totals: Callable[[], Totals],
         overview: Callable[[], Mapping[str, Json]],
     ) -> None:
-        """Say that the start is over, and who knows how the daemon is from now on."""
+        """Say who knows how the daemon is, once it is up."""
         self._checks, self._totals, self._overview = checks, totals, overview
+
+    def up(self) -> None:
+        """Say that the start is over: the parts run."""
         self._step = None
 
     def down(self) -> None:
