@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from kafka.errors import KafkaError, RebalanceInProgressError
 from kafka.structs import TopicPartition
 from structlog.testing import capture_logs
 from tests.fakes import COLLECTION, ManualClock
@@ -32,6 +33,8 @@ class Consumer:
     def __init__(self) -> None:
         self.at = 0
         self.committed: list[int] = []
+        self.answers: list[KafkaError | None] = []
+        """To commits; after these all are well."""
         self.topics: dict[str, set[int]] = {}
         self._cluster = SimpleNamespace(
             unauthorized_topics=set(), partitions_for_topic=self.topics.get, _last_successful_refresh_ms=0.0
@@ -61,7 +64,7 @@ class Consumer:
     def commit_async(self, offsets: dict[TopicPartition, Any], callback: Any = None) -> None:
         """Remember what was committed."""
         self.committed += [offset.offset for offset in offsets.values()]
-        callback(offsets, None)
+        callback(offsets, self.answers.pop(0) if self.answers else None)
 
     def assignment(self) -> set[TopicPartition]:
         """Return the partition."""
@@ -191,6 +194,31 @@ def test_what_cannot_be_withdrawn_while_the_consumer_is_made_anew_is_withdrawn_l
     intake.away = False
     member._turn(successor, intake)  # type: ignore[arg-type]  # as above
     assert event.lease.id in intake.withdrawn
+
+
+def test_all_is_done_when_the_group_has_said_so() -> None:
+    """What is done and not committed would be done again by the next run: a refused commit is no end of this one."""
+    consumer, member, intake = Consumer(), member_of(), Intake()
+    seat: Any = seat_of(consumer)
+    seat.ends = SimpleNamespace(
+        is_worked_off=lambda tenure, _now: not tenure.tracker.open,
+        look=lambda *_: None,
+        of=lambda _: 2,
+        moved=lambda *_: None,
+    )
+    seat.ends.unanswered = lambda _now: None
+    seat.commits._seconds = 1.0
+    member._turn(seat, intake)  # type: ignore[arg-type]  # as above
+    member.settled([Outcome(event, Verdict.WRITTEN) for event in intake.events])
+    consumer.poll = lambda timeout_ms: {}  # type: ignore[method-assign]  # there is no more
+    consumer.answers = [RebalanceInProgressError(), RebalanceInProgressError(), None]
+    tried = 0
+    while not member._is_worked_off(seat):
+        member._turn(seat, intake)  # type: ignore[arg-type]  # as above
+        member._clock.advance(1.0)  # type: ignore[attr-defined]  # a test's own clock
+        tried += 1
+        assert tried < 10
+    assert consumer.committed == [0, 2, 2, 2]
 
 
 class Mute(Quiet):

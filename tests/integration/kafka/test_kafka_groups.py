@@ -108,3 +108,18 @@ def test_a_pipeline_that_takes_nothing_keeps_its_partitions(on_tansu: Rig) -> No
         engine.until_settled(600)
         assert {partition: list(range(150)) for partition in range(4)} == offsets(engine)
         assert 600 == engine.totals()["accepted"]
+
+
+def test_a_surplus_member_that_runs_once_ends(on_tansu: Rig) -> None:
+    """It waits for as long as the partitions could be a dead member's, and takes nothing of a live one's."""
+    on_tansu.make(1)
+    with on_tansu.running(script=kept) as first:
+        on_tansu.produce(*records(2))
+        first.until_came(2)
+        begun = time.monotonic()
+        with on_tansu.running(script=written, once=True) as second:
+            second.join()
+        assert time.monotonic() - begun > SESSION_MS / 1000
+        assert [] == second.events
+        first.end(first.kept)
+        on_tansu.until_committed(2)

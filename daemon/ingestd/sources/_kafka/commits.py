@@ -66,6 +66,14 @@ class Commits:
         except KafkaError as error:  # what an earlier one has met comes out here, too
             self._answered(offsets, error)
 
+    def are_done(self) -> bool:
+        """Return whether all that is done is committed, as the group says; what was not sent yet is hastened."""
+        if not self._watermarks():
+            return True
+        if self._behind is None:  # or it was sent, and goes again when it is due
+            self._due = 0.0
+        return False
+
     def unanswered(self, now: float) -> str | None:
         """Return why nothing has been committed for too long, though there is something; None: it has been."""
         if self._behind is None or now - self._behind < PATIENCE:

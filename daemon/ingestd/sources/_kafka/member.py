@@ -56,6 +56,9 @@ SAID_SECONDS = 1.0
 APPEARED_SECONDS = 10.0
 """How long a topic that appeared may be given to nobody here, the group being at rest, before that is asked anew."""
 
+HEARD_SECONDS = 2.0
+"""How much longer than its session a dead member may keep its partitions, until others are given them."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -345,11 +348,24 @@ class Member:
         self._paused = wait
 
     def _is_worked_off(self, seat: Seat) -> bool:
-        """Return whether all that was there when each partition was first looked at is settled."""
-        if not len(seat.holdings) or seat.holdings.placed or len(self._backlog) or not seat.gate.holds():
+        """Return whether all that was there when each partition was first looked at is settled, and committed."""
+        if not len(seat.holdings):
+            return self._is_surplus(seat)
+        if seat.holdings.placed or len(self._backlog) or not seat.gate.holds():
             return False
         now = self._clock.monotonic()
-        return all(seat.ends.is_worked_off(tenure, now) for tenure in seat.holdings.tenures())
+        if not all(seat.ends.is_worked_off(tenure, now) for tenure in seat.holdings.tenures()):
+            return False
+        return seat.commits.are_done()
+
+    def _is_surplus(self, seat: Seat) -> bool:
+        """Return whether the group has given us nothing for so long that whoever holds the partitions is alive."""
+        at_rest = not (seat.group.rebalancing() or self.view.missing or self._failures or self._appeared_at)
+        since = seat.assigned_at
+        if since is None or not at_rest or boot_time() - since < seat.group.session_seconds + HEARD_SECONDS:
+            return False
+        log.info("others hold all partitions: there is nothing to do here", source=self._name)
+        return True
 
     def _show(self, seat: Seat, now: float) -> None:
         stuck = seat.progress.stuck() or seat.ends.unanswered(now) or seat.commits.unanswered(now)
