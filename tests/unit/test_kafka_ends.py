@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 from ingestd.sources._kafka.ends import SECONDS, Ends
+from ingestd.sources._kafka.tracker import Tracker
 from ingestd.sources._kafka.view import PATIENCE
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class Client:
         """Brokers that do not answer."""
         self.asked: list[list[TopicPartition]] = []
         self._cluster = self
+        self.read: int | None = None
+        """Where a fetch says that a partition ends; None: nothing was fetched."""
 
     def leader_for_partition(self, partition: TopicPartition) -> int:
         """Return the leader, as the client's metadata say it."""
@@ -39,8 +43,10 @@ class Client:
             raise KafkaTimeoutError("no answer")
         return {partition: 10 + partition.partition for partition in partitions}
 
-    def highwater(self, partition: TopicPartition) -> None:
-        """Return that nothing was fetched."""
+    def highwater(self, partition: TopicPartition) -> int | None:
+        """Return what the last fetch said."""
+        del partition
+        return self.read
 
 
 class Bench:
@@ -103,3 +109,23 @@ def test_what_is_not_said_for_long_is_told(bench: Bench) -> None:
     assert message == "no broker has said where t/1 ends for 18 s: it has no leader"
     bench.ends.forget(frozenset({A, C}))
     assert bench.ends.unanswered(1000.0) is None
+
+
+def test_what_was_there_is_done_though_more_keeps_coming(bench: Bench) -> None:
+    """On a topic that never rests there is always a record that is not done, and it is not one of those.
+
+    The broker said 10, and a fetch 12: some brokers say the first offset of their last batch.
+    """
+    bench.look(0.0)
+    tracker = Tracker()
+    tenure: Any = SimpleNamespace(partition=A, tracker=tracker)
+    bench.client.read = 12
+    for offset in range(13):
+        tracker.take(offset, 0.0)
+        assert not bench.ends.is_worked_off(tenure, 0.0)
+        if offset < 11:
+            tracker.done(offset)
+    bench.client.read = 100
+    tracker.done(11)
+    assert tracker.open == 1
+    assert bench.ends.is_worked_off(tenure, 0.0)

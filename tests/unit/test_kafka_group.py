@@ -22,6 +22,7 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        self.state = MemberState.STABLE
         self.completed: list[int] = []
         monkeypatch.setattr(connection, "boot_time", lambda: self.now)
         self.beats = Heartbeat(group_id="g", session_timeout_ms=int(SESSION * 1000))
@@ -31,9 +32,9 @@ class Bench:
             _on_join_complete_async=self._complete,
         )
         consumer: Any = SimpleNamespace(
-            config={"session_timeout_ms": int(SESSION * 1000)},
+            config={"session_timeout_ms": int(SESSION * 1000), "heartbeat_interval_ms": 3000},
             _coordinator=self.coordinator,
-            group_metadata=lambda: SimpleNamespace(generation_id=5, state=MemberState.STABLE),
+            group_metadata=lambda: SimpleNamespace(generation_id=5, state=self.state),
         )
         self.group = Group(consumer)
 
@@ -102,3 +103,16 @@ def test_a_group_that_was_asked_nothing_is_not_silent(bench: Bench) -> None:
     bench.group.excuse(bench.now - HOUR)
     assert bench.group.silence()[0] == 0.0
     assert (bench.group.heartbeat_age(), bench.group.heard_at()) == (None, None)
+
+
+def test_whoever_has_partitions_is_alive_a_session_after_they_were_given_out(bench: Bench) -> None:
+    """Until then a dead member may have them. Each time they are given out the session counts anew."""
+    assert not bench.group.has_decided()
+    for _ in range(2):
+        bench.join(asking=1.0, giving=0.5)
+        bench.now += SESSION
+        assert not bench.group.has_decided()
+    bench.now += 3.0 + connection.HEARD_SECONDS + 0.1
+    assert bench.group.has_decided()
+    bench.state = MemberState.REBALANCING
+    assert not bench.group.has_decided()

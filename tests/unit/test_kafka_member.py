@@ -205,6 +205,7 @@ def test_all_is_done_when_the_group_has_said_so() -> None:
         look=lambda *_: None,
         of=lambda _: 2,
         moved=lambda *_: None,
+        first=lambda _: 2,
     )
     seat.ends.unanswered = lambda _now: None
     seat.commits._seconds = 1.0

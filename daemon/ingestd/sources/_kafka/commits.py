@@ -66,9 +66,9 @@ class Commits:
         except KafkaError as error:  # what an earlier one has met comes out here, too
             self._answered(offsets, error)
 
-    def are_done(self) -> bool:
-        """Return whether all that is done is committed, as the group says; what was not sent yet is hastened."""
-        if not self._watermarks():
+    def have(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Return whether so much is committed, as the group has said; what was not sent yet is hastened."""
+        if all(self._committed.get(partition, -1) >= end for partition, end in ends.items()):
             return True
         if self._behind is None:  # or it was sent, and goes again when it is due
             self._due = 0.0

@@ -40,6 +40,8 @@ METADATA_SECONDS = 30.0
 """Seconds after which topics are looked at again: new ones, and partitions that were added."""
 LONGEST_SESSION = 45.0
 """Seconds: where no session is known it is taken for this one, Kafka's own default."""
+HEARD_SECONDS = 2.0
+"""Seconds for the answer to a heartbeat, and for the broker to notice what it is to say by it."""
 PATIENCE = 15.0
 """Seconds beyond the session in which the client may find its way back by itself."""
 OWN: Mapping[str, str] = {
@@ -197,8 +199,10 @@ class Group:
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
         self.session_seconds = consumer.config["session_timeout_ms"] / 1000
+        self._beat_seconds = consumer.config["heartbeat_interval_ms"] / 1000
         self._made_at = boot_time()
         self._heard_at: float | None = None
+        self._given_at: float | None = None
         self._lock = threading.Lock()
         self._listen(consumer._coordinator)  # noqa: SLF001 - see above
 
@@ -228,6 +232,7 @@ class Group:
         async def on_join_complete_async(*arguments: Any) -> None:  # noqa: ANN401 - as above
             # Here, and not in our own callback: that is not called where nothing is added to what we have.
             self._hear(asked["part"])
+            self._given_at = boot_time()
             await given(*arguments)
 
         beats.sent_heartbeat, beats.received_heartbeat = sent_heartbeat, received_heartbeat
@@ -265,6 +270,15 @@ class Group:
     def heard_at(self) -> float | None:
         """Return when the group last answered, by ``boot_time``; None: it has not yet."""
         return self._heard_at
+
+    def has_decided(self) -> bool:
+        """Return whether the group gave partitions out so long ago that whoever was given some is alive.
+
+        A dead member keeps its own for a session, and we hear of its end by the heartbeat after that.
+        """
+        if self._given_at is None or self.rebalancing():
+            return False
+        return boot_time() - self._given_at > self.session_seconds + self._beat_seconds + HEARD_SECONDS
 
     def excuse(self, at: float) -> None:
         """Take note that up to then the group was asked nothing, for lack of a topic: that is no silence of it."""

@@ -53,6 +53,8 @@ class Ends:
         self._now: dict[TopicPartition, int] = {}
         self._first: dict[TopicPartition, int] = {}
         """Where partitions ended when they were first looked at."""
+        self._first_read: dict[TopicPartition, int] = {}
+        """The same as a fetch said, when it first did: that is right also where the broker's answer is too low."""
         self._moved_at: dict[TopicPartition, float] = {}
         self._due = 0.0
         self._silent: dict[TopicPartition, _Silent] = {}
@@ -103,7 +105,7 @@ class Ends:
 
     def forget(self, held: frozenset[TopicPartition]) -> None:
         """Forget partitions that are not held."""
-        for known in (self._now, self._first, self._moved_at, self._silent):
+        for known in (self._now, self._first, self._first_read, self._moved_at, self._silent):
             for partition in known.keys() - held:
                 del known[partition]
 
@@ -124,13 +126,23 @@ class Ends:
         known = [self._now.get(partition), self._highwater(partition)]
         return max((end for end in known if end is not None), default=None)
 
+    def first(self, partition: TopicPartition) -> int | None:
+        """Return where a partition ended when it was first looked at; None: not known yet."""
+        return self._first.get(partition)
+
     def is_worked_off(self, tenure: Tenure, now: float) -> bool:
         """Return whether all that was there when the partition was first looked at is done."""
-        partition = tenure.partition
-        first = self._first.get(partition)
-        if first is None or tenure.tracker.open:
+        partition, watermark = tenure.partition, tenure.tracker.watermark
+        first, highwater = self._first.get(partition), self._highwater(partition)
+        if first is None:
             return False
-        position, highwater = None, self._highwater(partition)
+        if highwater is not None and watermark is not None:
+            first_read = self._first_read.setdefault(partition, highwater)
+            if watermark >= max(first, first_read):
+                return True  # however much has come since
+        if tenure.tracker.open:
+            return False
+        position = None
         with suppress(KafkaError, AssertionError):
             position = self._consumer.position(partition, timeout_ms=ANSWER_MS)
         if position is None or position < first:

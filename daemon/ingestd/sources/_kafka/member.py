@@ -56,9 +56,6 @@ SAID_SECONDS = 1.0
 APPEARED_SECONDS = 10.0
 """How long a topic that appeared may be given to nobody here, the group being at rest, before that is asked anew."""
 
-HEARD_SECONDS = 2.0
-"""How much longer than its session a dead member may keep its partitions, until others are given them."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -80,6 +77,8 @@ class Member:
         self._parking = Parking(name, config.max_lag, config.max_parked_seconds)
         self._notices: deque[Outcome] = deque()
         self._seat: Seat | None = None
+        self.worked_off = False
+        """Whether it has ended by itself, as ``once`` does."""
         self._over = False
         """Whether it has ended, and holds nothing for good."""
         self._silent_since: float | None = None
@@ -140,6 +139,7 @@ class Member:
             while not (once and self._is_worked_off(seat)):
                 seat = self._turn(seat, intake)
                 intake.wait(0)
+            self.worked_off = True
         except Stopped:
             if seat is not None:
                 self._drain(seat, intake)
@@ -356,13 +356,19 @@ class Member:
         now = self._clock.monotonic()
         if not all(seat.ends.is_worked_off(tenure, now) for tenure in seat.holdings.tenures()):
             return False
-        return seat.commits.are_done()
+        # What was there; where more keeps coming, there is always something that is not committed yet.
+        return seat.commits.have(
+            {
+                tenure.partition: min(tenure.tracker.watermark, seat.ends.first(tenure.partition) or 0)
+                for tenure in seat.holdings.tenures()
+                if tenure.tracker.watermark is not None
+            }
+        )
 
     def _is_surplus(self, seat: Seat) -> bool:
         """Return whether the group has given us nothing for so long that whoever holds the partitions is alive."""
-        at_rest = not (seat.group.rebalancing() or self.view.missing or self._failures or self._appeared_at)
-        since = seat.assigned_at
-        if since is None or not at_rest or boot_time() - since < seat.group.session_seconds + HEARD_SECONDS:
+        waits = self.view.missing or self._failures or self._appeared_at is not None
+        if waits or not seat.gate.holds() or not seat.group.has_decided():
             return False
         log.info("others hold all partitions: there is nothing to do here", source=self._name)
         return True

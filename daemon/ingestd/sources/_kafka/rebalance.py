@@ -20,7 +20,7 @@ from ingestd.sources._kafka.ends import Ends
 from ingestd.sources._kafka.holdings import Holdings
 from ingestd.sources._kafka.placing import Placing
 from ingestd.sources._kafka.progress import Progress
-from ingestd.sources._kafka.tenure import Gate, boot_time
+from ingestd.sources._kafka.tenure import Gate
 from ingestd.sources._kafka.topology import Change, Topology
 
 if TYPE_CHECKING:
@@ -63,8 +63,6 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
         self.placing = Placing(consumer, config.start)
         self.progress = Progress(consumer, self.ends)
         self.rebalances = 0
-        self.assigned_at: float | None = None
-        """When the group last gave partitions out, by ``boot_time``; None: it has not yet."""
         self.failed: Exception | None = None
         """What a callback failed with: a fault of ours, for the client makes an error of its own of it."""
         self._source = source
@@ -174,7 +172,6 @@ class Seat(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pytho
             if self._config.start != "earliest":
                 self.consumer.pause(*self.holdings.placed)
             self.rebalances += 1
-            self.assigned_at = boot_time()
             log.info("partitions assigned", source=self._source, partitions=len(self.holdings))
             self.gate.open()
         except Exception as error:
