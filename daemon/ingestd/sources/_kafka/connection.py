@@ -198,8 +198,8 @@ class Group:
 
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
-        self.session_seconds = consumer.config["session_timeout_ms"] / 1000
-        self._beat_seconds = consumer.config["heartbeat_interval_ms"] / 1000
+        self.session_seconds: float = consumer.config["session_timeout_ms"] / 1000
+        self._beat_seconds: float = consumer.config["heartbeat_interval_ms"] / 1000
         self._made_at = boot_time()
         self._heard_at: float | None = None
         self._given_at: float | None = None
