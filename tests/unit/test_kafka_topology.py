@@ -24,7 +24,7 @@ class Client:
     """As much of kafka-python's consumer as is asked here: what it knows of the cluster, and where it was sought."""
 
     def __init__(self) -> None:
-        self.config = {"session_timeout_ms": 10_000}
+        self.config = {"session_timeout_ms": 10_000, "heartbeat_interval_ms": 3_000}
         self.cluster_id: str | None = "cluster"
         self.ids: dict[str, UUID] = {"t": FIRST}
         self.counts = {"t": 2, "u": 1}
