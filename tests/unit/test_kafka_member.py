@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from kafka.errors import KafkaError, RebalanceInProgressError
+from kafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError
 from kafka.structs import TopicPartition
 from structlog.testing import capture_logs
 from tests.fakes import COLLECTION, ManualClock
@@ -17,6 +17,7 @@ from ingestd.sources._kafka.commits import Commits
 from ingestd.sources._kafka.holdings import Holdings
 from ingestd.sources._kafka.member import SAID_SECONDS, Member
 from ingestd.sources._kafka.tenure import boot_time
+from ingestd.sources._kafka.view import PATIENCE
 from ingestd.sources.kafka import Config
 
 if TYPE_CHECKING:
@@ -246,6 +247,38 @@ def empty_handed(consumer: Consumer) -> Any:
     seat.holdings.end_all()
     seat.group = Mute()
     return seat
+
+
+def test_a_group_that_refuses_each_commit_is_found_out_over_rejoins() -> None:
+    """After each refusal the member joins again and begins from what is committed: that is no progress."""
+    consumer = Consumer()
+    seat: Any = seat_of(consumer)
+    holdings, commits = seat.holdings, seat.commits
+
+    def turn(now: float, *answers: KafkaError | None) -> None:
+        """Begin from what is committed, do two records, and commit."""
+        consumer.answers[:] = answers
+        holdings.lost([PARTITION])
+        holdings.assigned([PARTITION], 1, all_at_once=True)
+        commits.forget(frozenset([PARTITION]))
+        tracker = holdings.of(PARTITION).tracker
+        tracker.passed(5)
+        commits.when_due(now)
+        for offset in (5, 6):
+            tracker.take(offset, now)
+            tracker.done(offset)
+        commits.when_due(now)
+
+    turn(0.0, None, IllegalGenerationError())
+    for now in range(5, 20, 5):
+        turn(now, IllegalGenerationError())
+    assert commits.unanswered(PATIENCE - 1) is None
+    assert "IllegalGeneration" in commits.unanswered(PATIENCE + 1)
+    commits.when_due(PATIENCE + 2)  # is answered well
+    assert (commits.unanswered(PATIENCE * 9), consumer.committed[-1]) == (None, 7)
+    turn(PATIENCE * 10, IllegalGenerationError())
+    commits.forget(frozenset())  # others do that by now
+    assert commits.unanswered(PATIENCE * 19) is None
 
 
 def test_a_topic_that_is_waited_for_is_said_once_and_excuses_the_group() -> None:

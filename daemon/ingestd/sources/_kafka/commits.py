@@ -44,8 +44,9 @@ class Commits:
         self._due = 0.0
         self.highest: dict[TopicPartition, int] = {}
         """The highest commits of all partitions that were ever held, as far as they were answered well."""
-        self._behind: float | None = None
-        """Since when something is done and not committed; None: all is, or a commit has just been answered well."""
+        self._owed: dict[TopicPartition, tuple[int, float]] = {}
+        """What was to be committed and is not yet, and since when. A rejoin, which puts a partition back to what is
+        committed, does not change it: a group that refuses each commit has the same records done again and again."""
         self.refused = 0
         """Commits that were refused."""
         self.error: KafkaError | None = None
@@ -58,9 +59,9 @@ class Commits:
         self._due = now + self._seconds
         offsets = self._watermarks()
         if not offsets:
-            self._behind = None
             return
-        self._behind = now if self._behind is None else self._behind
+        for partition, offset in offsets.items():
+            self._owed.setdefault(partition, (offset.offset, now))
         try:
             self._consumer.commit_async(offsets, callback=self._answered)
         except KafkaError as error:  # what an earlier one has met comes out here, too
@@ -70,16 +71,17 @@ class Commits:
         """Return whether so much is committed, as the group has said; what was not sent yet is hastened."""
         if all(self._committed.get(partition, -1) >= end for partition, end in ends.items()):
             return True
-        if self._behind is None:  # or it was sent, and goes again when it is due
+        if not self._owed:  # or it was sent, and goes again when it is due
             self._due = 0.0
         return False
 
     def unanswered(self, now: float) -> str | None:
         """Return why nothing has been committed for too long, though there is something; None: it has been."""
-        if self._behind is None or now - self._behind < PATIENCE:
+        longest = max((now - since for _offset, since in self._owed.values()), default=0.0)
+        if longest < PATIENCE:
             return None
         reason = "no answer" if self.error is None else told(self.error)
-        return f"what is done cannot be committed, for {now - self._behind:.0f} s: {reason}"
+        return f"what is done cannot be committed, for {longest:.0f} s: {reason}"
 
     async def at_once(self) -> None:
         """Commit on the client's own thread, before partitions go (``commit`` itself may not be called there)."""
@@ -107,6 +109,7 @@ class Commits:
     def forget(self, held: frozenset[TopicPartition]) -> None:
         """Forget what was committed of partitions that are not held: others commit there now."""
         self._committed = {partition: offset for partition, offset in self._committed.items() if partition in held}
+        self._owed = {partition: owed for partition, owed in self._owed.items() if partition in held}
 
     def _watermarks(self) -> dict[TopicPartition, OffsetAndMetadata]:
         found = {}
@@ -122,7 +125,9 @@ class Commits:
             self.error = answer
             log.info("a commit was refused; its records may come again", source=self._source, error=told(answer))
         else:
-            self._behind = self.error = None
-            self._committed.update({partition: offset.offset for partition, offset in offsets.items()})
+            self.error = None
             for partition, offset in offsets.items():
+                self._committed[partition] = offset.offset
                 self.highest[partition] = max(offset.offset, self.highest.get(partition, 0))
+                if partition in self._owed and offset.offset >= self._owed[partition][0]:
+                    del self._owed[partition]
