@@ -149,7 +149,10 @@ def faults(error: ValidationError, path: str, model: type[BaseModel]) -> list[st
             name = str(fault["loc"][-1])
             lines.append(f"{where}: unknown key{nearest(name, _keys(model, fault['loc'][:-1]))}")
         else:
-            lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}")
+            said = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "tuple_type":
+                said = f"has to be a list: {where.rpartition('.')[2]} = [\u2026]"
+            lines.append(f"{where}: {said}")
     return lines
 
 

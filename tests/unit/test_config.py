@@ -130,13 +130,15 @@ def merged(text: str) -> str:
         ("[collections.notes]\nshared_ids = true", "collections.notes.vectors"),
         ("[sources.other]\ntype = 'folder'\ncollection = 'articles'", "sources.other.path"),
         ("[sources.other]\npath = 'x'", "sources.other.type"),
+        ("[sources.inbox]\ninclude = '**/*.txt'", "sources.inbox.include"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_path(text: str, path: str) -> None:
-    """One line a fault."""
+    """One line a fault, in words of TOML's."""
     [said] = fault(merged(text))
     assert said.partition(":")[0] == path
     assert "\n" not in said
+    assert "tuple" not in said
 
 
 @pytest.mark.parametrize(

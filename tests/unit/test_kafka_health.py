@@ -85,6 +85,12 @@ def test_the_cure_fits_the_configuration() -> None:
     assert health.partitions("p", pattern, View(0.0), 61.0).cure.startswith("is there a topic that matches cms-.*")
 
 
+def test_options_of_the_client_may_come_from_the_environment() -> None:
+    """There they are texts."""
+    found = config_of(consumer={"session_timeout_ms": "6000", "check_crcs": "False", "client_rack": "a"})
+    assert found.consumer == {"session_timeout_ms": 6000, "check_crcs": False, "client_rack": "a"}
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
@@ -95,6 +101,10 @@ def test_the_cure_fits_the_configuration() -> None:
         ({"consumer": {"ssl_cafile": "x"}}, "the source's own key for it is tls"),
         ({"consumer": {"security_protocol": "SSL"}}, "the source's own key for it is tls and sasl"),
         ({"consumer": {"fetch_max_wait": 1}}, "kafka-python has no option fetch_max_wait; known: "),
+        ({"consumer": {"session_timeout_ms": "6s"}}, "has to be a whole number of milliseconds, and '6s' is not"),
+        ({"consumer": {"max_poll_records": True}}, "max_poll_records has to be a whole number, and True is not"),
+        ({"consumer": {"check_crcs": "perhaps"}}, "check_crcs has to be true or false, and 'perhaps' is not"),
+        ({"consumer": {"client_rack": 1}}, "client_rack has to be a text, and 1 is not"),
     ],
 )
 def test_what_is_refused_says_what_to_set(named: dict[str, Any], message: str) -> None:

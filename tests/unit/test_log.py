@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kafka.errors import Cancelled
 
 from ingestd.errors import ConfigError
 from ingestd.ops import log
@@ -180,6 +181,7 @@ def test_kafka_says_it_again_after_a_while() -> None:
     assert [shown("away for %s s", 61), shown("away for %s s", 62)] == [True, False]
     assert all(shown(f"made of {number}") for number in range(2000))
     assert shown("away for %s s", 63)  # forgotten: only so many are remembered
+    assert not shown("Metadata refresh: failed %s", Cancelled())  # it was closed: by us
 
 
 @pytest.mark.parametrize(

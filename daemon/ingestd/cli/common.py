@@ -58,7 +58,7 @@ def ends(command: Callable[P, Exit | None]) -> Callable[P, None]:
         except Stopped:
             code = Exit.DONE  # asked to stop before anything was begun
         except IngestError as error:
-            say(f"{type(error).__name__}: {error}", err=True)
+            say(str(error), err=True)
             code = Exit.FAILURE
         sys.exit(int(code or Exit.DONE))
 

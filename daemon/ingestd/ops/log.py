@@ -61,6 +61,8 @@ CRYING_LIBRARIES = ("kafka.net.selector",)
 REPEATING_LIBRARIES = ("kafka",)
 """They say the same with every try, ten times a second where a topic is not there: once in a while is enough. A
 command that shows errors only has its own line for what they would say, and shows nothing of theirs."""
+CANCELLED = "Cancelled"
+"""The class of errors by which kafka-python says, as an error, that a client was closed amid a request."""
 REPEAT_SECONDS = 60.0
 """How long a message of theirs is not said again."""
 _MOST_TEMPLATES = 1000
@@ -139,6 +141,8 @@ def adopt() -> None:
 class Repeats(logging.Filter):
     """Leaves out what a library has just said: the same template, level and logger within ``REPEAT_SECONDS``.
 
+    And what it says of its own being closed.
+
     It is the template that counts, and not the message: a broker's answers differ in their times and numbers. Filters
     of a handler are called by several threads at once.
 
@@ -156,6 +160,8 @@ class Repeats(logging.Filter):
         """Return whether a record is shown."""
         if record.name.partition(".")[0] not in REPEATING_LIBRARIES:
             return True
+        if isinstance(record.args, tuple) and any(type(said).__name__ == CANCELLED for said in record.args):
+            return False
         key, now = (record.name, record.levelno, str(record.msg)), self._clock()
         with self._lock:
             said = self._said.get(key)

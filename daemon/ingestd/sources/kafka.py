@@ -111,13 +111,13 @@ class Config(BaseModel):
     @field_validator("consumer")
     @classmethod
     def _passed_on(cls, options: dict[str, Any]) -> dict[str, Any]:
-        from ingestd.sources._kafka.connection import refused  # noqa: PLC0415 - imports the client
+        from ingestd.sources._kafka.connection import fitting, refused  # noqa: PLC0415 - imports the client
 
         for name in options:
             why = refused(name)
             if why is not None:
                 raise ValueError(why)
-        return options
+        return {name: fitting(name, value) for name, value in options.items()}
 
     @model_validator(mode="after")
     def _topics_or_pattern(self) -> Config:

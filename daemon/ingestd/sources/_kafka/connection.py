@@ -86,6 +86,33 @@ def refused(option: str) -> str | None:
     return None
 
 
+def fitting(option: str, value: Any) -> Any:  # noqa: ANN401 - whatever the client's option takes
+    """Return the value of a client option as what its default is: a number that came from the environment is text.
+
+    The client itself takes whatever it is given, and fails with it later.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    default = KafkaConsumer.DEFAULT_CONFIG[option]
+    if isinstance(default, bool):
+        kind, known = "true or false", {"true": True, "false": False}
+        value = known.get(str(value).lower(), value)
+        fits = isinstance(value, bool)
+    elif isinstance(default, int | float):
+        kind = "a whole number" + " of milliseconds" * option.endswith("_ms")
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    elif isinstance(default, str):
+        kind, fits = "a text", isinstance(value, str)
+    else:
+        return value
+    if not fits:
+        raise ValueError(f"{option} has to be {kind}, and {value!r} is not")
+    return value
+
+
 def options(name: str, config: Config) -> dict[str, Any]:
     """Return the client's options for a member of the group."""
     chosen: dict[str, Any] = {

@@ -77,7 +77,7 @@ def _topics(name: str, config: Config, consumer: KafkaConsumer) -> Iterator[Chec
         elif config.missing_topics == "create":
             yield Check(f"{name}:topic:{topic}", ok=True, detail="is not there, and will be created")
         else:
-            cure = "create it, or set missing_topics = 'create'"
+            cure = "create it, or set missing_topics = 'create'; as it is, run starts, and waits for it"
             yield Check(f"{name}:topic:{topic}", ok=False, detail="there is no such topic", cure=cure)
 
 
