@@ -22,7 +22,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,10 +54,10 @@ def main() -> None:
         return
     with _folder(asked.keep) as folder:
         if asked.teeth:
-            show_teeth(asked.seed, asked.times, folder, only=asked.without)
+            show_teeth(Wish(asked.times, asked.seed, patience=asked.patience), folder, only=asked.without)
             return
         taken = {} if asked.without is None else {asked.without: without()[asked.without]}
-        wish = Wish(asked.times, asked.seed, taken, asked.models)
+        wish = Wish(asked.times, asked.seed, taken, asked.patience, asked.models)
         names = list(scenes()) if asked.scenes == ["all"] else asked.scenes
         report("campaign", scenes=names, seed=asked.seed, times=asked.times, without=asked.without)
         play(names, wish, folder, asked.out)
@@ -89,7 +89,7 @@ def play(names: list[str], wish: Wish, folder: Path, out: Path | None) -> None:
             out.write_text(json.dumps({"seed": wish.seed, "times": wish.times, "scenes": table}, indent=1) + "\n")
 
 
-def show_teeth(seed: int, times: float, folder: Path, only: str | None) -> None:
+def show_teeth(asked: Wish, folder: Path, only: str | None) -> None:
     """Take each mechanism out, and see its scene fail.
 
     Raises:
@@ -99,9 +99,9 @@ def show_teeth(seed: int, times: float, folder: Path, only: str | None) -> None:
     for name, scene in teeth().items():
         if only not in {None, name}:
             continue
-        wish = Wish(times, seed, {name: without()[name]})
+        wish = replace(asked, without={name: without()[name]})
         try:
-            figures = scenes()[scene](wish, folder / name, random.Random(f"{seed} {scene}"), report)
+            figures = scenes()[scene](wish, folder / name, random.Random(f"{wish.seed} {scene}"), report)
         except AssertionError as error:
             report("tooth", without=name, scene=scene, failed=str(error)[:600])
         else:
@@ -146,6 +146,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--times", type=float, default=1.0, metavar="FACTOR", help="as many faults as usual, times this"
     )
+    parser.add_argument("--patience", type=float, default=1.0, metavar="FACTOR", help="seconds are longer, times this")
     parser.add_argument("--models", choices=["hashing", "quickstart"], default="hashing")
     parser.add_argument("--without", choices=list(without()), default=None, help="take this out: it has to fail")
     parser.add_argument("--teeth", action="store_true", help="take out each in turn, and see that it is found out")

@@ -7,15 +7,17 @@ chunks of many and leaves the others where they are. Metadata comes in a sidecar
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from tests.campaigns.faults.oracle import Held
+from tests.campaigns.faults.oracle import Held, covered
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from tests.campaigns.faults.oracle import Stored
 
 SIDECAR = ".meta.json"
 BAD = (b"half a text\0\0\0", b"\x89PNG\r\n\x1a\n" + bytes(20), b"%PDF-1.7\nand no more")
@@ -25,6 +27,7 @@ _WORDS = (  # noqa: SIM905 - words to read
     "falcon puzzle velvet anchor bucket canyon drizzle ember feather glacier hammer island jungle kettle"
 ).split()
 _SHARES = {"create": 0.2, "edit": 0.4, "describe": 0.1, "delete": 0.12, "rename": 0.08, "poison": 0.1}
+RECENT = 8
 _FEW = 6
 """Documents below which none is deleted."""
 
@@ -58,6 +61,10 @@ class Documents:
         self.kinds: Counter[str] = Counter()
         self.expected: dict[str, Held] = {}
         """By document: the last good event's text and metadata."""
+        self._recent: deque[str] = deque(maxlen=RECENT)
+        """The names that the last events were about."""
+        self._versions: dict[str, list[str]] = {}
+        """By document that is to be there all the time: the texts that it had since ``seen``, and the one before."""
 
     @property
     def dead(self) -> set[str]:
@@ -80,9 +87,30 @@ class Documents:
             }
             steps[kind]()
 
+    def again(self, count: int) -> None:
+        """Change or delete so many of the documents that were changed last: who died over them knows old versions."""
+        names = sorted(self._texts.keys() & set(self._recent))
+        for name in self._draw.sample(names, min(count, len(names))):
+            if self._draw.random() < 0.3 and len(self._texts) > _FEW:
+                self.delete(name)
+            else:
+                self.edit(name)
+
     def seen(self) -> None:
         """Note that all events so far have come to their ends: what is poisoned from here on leaves what is there."""
         self._unseen.clear()
+        self._versions = {document: [held.text] for document, held in self.expected.items()}
+
+    def uncovered(self, rows: Mapping[str, Sequence[Stored]]) -> list[str]:
+        """Return the documents that are missing in part, though since ``seen`` they were at most replaced.
+
+        Whatever stands in the middle of being written: some version is whole, rows of others may be beside it.
+        """
+        return [
+            document
+            for document, texts in self._versions.items()
+            if not any(covered(rows.get(document, ()), text) for text in texts)
+        ]
 
     def create(self, name: str | None = None) -> str:
         """Write a new document; return its name."""
@@ -132,6 +160,7 @@ class Documents:
         (self._folder / name).rename(self._folder / other)
         self._texts[other] = self._texts.pop(name)
         self.expected[self._id(other)] = self.expected.pop(self._id(name))
+        self._versions.pop(self._id(name), None)
         return other
 
     def poison(self, name: str | None = None) -> None:
@@ -154,6 +183,7 @@ class Documents:
         self.number += 1
         self.kinds[kind] += 1
         self._unseen.add(name)
+        self._recent.append(name)
 
     def _any(self, *, good: bool = False) -> str:
         return self._draw.choice(sorted(self._texts.keys() - self._bad if good else self._texts))
@@ -165,6 +195,8 @@ class Documents:
             self._put(name, self._text(name).encode())
         self._bad.discard(name)
         self.expected[self._id(name)] = Held(self._text(name), said)
+        if self._id(name) in self._versions:
+            self._versions[self._id(name)].append(self._text(name))
 
     def _remove(self, name: str) -> None:
         (self._folder / name).unlink()
@@ -172,6 +204,7 @@ class Documents:
         self._texts.pop(name, None)
         self._bad.discard(name)
         self.expected.pop(self._id(name), None)
+        self._versions.pop(self._id(name), None)
 
     def _put(self, name: str, data: bytes) -> None:
         """Write a file in place, or beside it and then in its place, as editors do."""

@@ -15,10 +15,11 @@ import os
 import random  # noqa: TC003 - a scene's signature, for whoever reads it
 import signal
 import time
+import tomllib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 - the same
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tests.campaigns.faults.events import Documents
 from tests.campaigns.faults.kafka_events import Records
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from tests.campaigns.faults.oracle import Held, Stored
     from tests.fixtures.daemon import Daemon
 
+ROOT = Path(__file__).parents[3]
 RECOVERY = 30.0
-"""Seconds from a fault's end within which Milvus holds what it should."""
+"""Seconds from a fault's end within which Milvus holds what it should, on a machine that has nothing else to do."""
 ENDS = ("written", "deleted", "unchanged", "superseded", "dead_lettered", "retrying", "in_flight")
 """What an accepted event is, one of."""
 SETTLED = "nothing in flight or waiting, and Milvus equal to the events' fold"
@@ -70,6 +72,8 @@ class Wish:
     seed: int = 0
     without: Mapping[str, str] = field(default_factory=dict)
     """What is taken out of all daemons: a name, and the code for ``Ground.patch`` that does it."""
+    patience: float = 1.0
+    """What is to happen within some seconds may take so many times as long: a machine may have other things to do."""
     models: str = "hashing"
     """Or ``quickstart``: the real models of config/quickstart.toml, for scenes that can have them."""
 
@@ -223,11 +227,12 @@ class Ground:
 
         Args:
             since: When the fault ended, in the terms of ``time.monotonic``.
-            seconds: The most that it may take from there.
+            seconds: The most that it may take from there, where the wish is for no patience.
 
         Raises:
             UnequalError: It does not, and what differs.
         """
+        seconds *= self.wish.patience
         until = since + seconds
         while True:
             self.daemon.until(lambda: True, "it has not ended by itself")
@@ -239,11 +244,19 @@ class Ground:
                 # Once more, whatever it is doing: a daemon that is never idle has to be told from rows that are wrong.
                 self.found = self._differences()
                 raise UnequalError(f"not within {seconds:g} s ({SETTLED}); {self.daemon.totals}", self.found)
-            time.sleep(0.1)
+            time.sleep(0.3)
         took = time.monotonic() - since
         self.recoveries.append(took)
         self.documents.seen()
         return took
+
+    def check_covered(self) -> None:
+        """Check, at any moment, that no document is missing in part that was there and is only being replaced.
+
+        Reads Milvus as it is: for scenes whose Milvus outlives the daemon.
+        """
+        gone = self.documents.uncovered(self.rows())
+        assert not gone, f"missing while they are replaced: {gone[:20]}"
 
     def letters(self) -> list[dict[str, Any]]:
         """Return all dead letters."""
@@ -336,7 +349,7 @@ def ground(
     folder: Path,
     draw: random.Random,
     *,
-    kafka: bool = False,
+    kafka: Literal["tansu", "noida"] | None = None,
     uri: str | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> Iterator[Ground]:
@@ -346,7 +359,7 @@ def ground(
         wish: What is asked for.
         folder: For everything.
         draw: For the events.
-        kafka: Whether there is a topic too, on a broker of its own.
+        kafka: The broker of a topic (``Records``); None: there is a folder alone.
         uri: A Milvus that the scene runs; None: the daemon's own Lite.
         settings: Keys of the configuration that are otherwise, ``{"embedding.window": 16}``.
     """
@@ -359,9 +372,13 @@ def ground(
         workplace.configure("sources.inbox.settle_seconds", 0.2)
         workplace.configure("sources.inbox.rescan_seconds", 5)
         workplace.configure("sources.inbox.mass_delete", {"documents": 1_000_000})
+        if wish.models == "quickstart":
+            quickstart = tomllib.loads((ROOT / "config" / "quickstart.toml").read_text())
+            workplace.settings["embedders"] |= quickstart["embedders"]
+            workplace.settings["collections"][COLLECTION]["vectors"] = quickstart["collections"]["articles"]["vectors"]
         records = None
-        if kafka:
-            records = Records(folder / "broker", draw.randrange(2**32))
+        if kafka is not None:
+            records = Records(folder / "broker", draw.randrange(2**32), kafka)
             stack.callback(records.close)
             records.configure(workplace)
         if uri is not None:

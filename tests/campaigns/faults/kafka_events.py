@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tests.campaigns.faults.oracle import Held
 from tests.campaigns.kafka_ground import GROUP, SESSION_MS, SOURCE, TOPIC
 from tests.campaigns.kafka_oracle import check_letters, committed, read_back
 from tests.campaigns.kafka_stream import Stream
-from tests.fixtures.brokers import Tansu, create_topic, produce
+from tests.fixtures.brokers import Noida, Tansu, create_topic, produce
 from tests.fixtures.daemon import wait_for
 
 if TYPE_CHECKING:
@@ -29,12 +29,17 @@ class Records:
     Args:
         folder: For the broker.
         seed: Of the stream.
+        broker: ``tansu``, where the group waits for a member that was killed; or ``noida``, where members are static,
+            so that the next one goes on at once.
         documents: How many different ones it is about, at most.
     """
 
-    def __init__(self, folder: Path, seed: int, documents: int = 60) -> None:
+    def __init__(
+        self, folder: Path, seed: int, broker: Literal["tansu", "noida"] = "tansu", documents: int = 60
+    ) -> None:
         folder.mkdir(parents=True)
-        self.broker = Tansu(folder)
+        self._static = broker == "noida"
+        self.broker = Noida(folder) if self._static else Tansu(folder)
         self.broker.start()
         create_topic(self.broker.bootstrap, TOPIC, PARTITIONS)
         self._stream = Stream(seed, documents, PARTITIONS)
@@ -56,6 +61,7 @@ class Records:
             "collection": RECORDS,
             "commit_seconds": 0.2,
             "consumer": {"session_timeout_ms": SESSION_MS},
+            **({"group_instance_id": "one"} if self._static else {}),
         }
         workplace.settings["collections"][RECORDS] = {
             "chunker": {"type": "whole"},

@@ -16,10 +16,14 @@ from ingestd.milvus.client import import_pymilvus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pymilvus import MilvusClient
+
 SHOWN = 20
 """The most differences that are listed of each kind."""
 SECONDS = 60.0
 """For an answer of Milvus."""
+TRIES = 10
+"""Readings of a collection that is being written."""
 
 
 class Held(NamedTuple):
@@ -74,38 +78,48 @@ class UnequalError(AssertionError):
 
 
 def stored(uri: str, collections: Iterable[str]) -> dict[str, list[Stored]]:
-    """Return all rows of some collections by document, read with a client of our own and Strong consistency.
+    """Return all rows of some collections by document, read with a client of our own.
 
     Args:
         uri: Where Milvus listens.
         collections: Their names; one that is not there has no rows.
+
+    Raises:
+        AssertionError: However often it is read, there are more or fewer rows than Milvus counts, or keys twice.
     """
     import_pymilvus()
     from pymilvus import MilvusClient  # noqa: PLC0415 - it may be imported only after its noise is turned off
 
-    fields = ["id", "document_id", "chunk_index", "text", "source", "metadata"]
     found: dict[str, list[Stored]] = {}
     client = MilvusClient(uri=uri, timeout=SECONDS)
     try:
         for collection in collections:
-            if not client.has_collection(collection, timeout=SECONDS):
-                continue
-            client.load_collection(collection, timeout=SECONDS)
-            # The iterator does not wait for what was just written; a Strong read does.
-            counted = client.query(collection, "", ["count(*)"], consistency_level="Strong", timeout=SECONDS)
-            iterator = client.query_iterator(collection, batch_size=1000, output_fields=fields, timeout=SECONDS)
-            rows: list[Stored] = []
-            while page := iterator.next():
-                rows += [Stored(*(row[name] for name in fields)) for row in page]
-            iterator.close()
-            count = counted[0]["count(*)"]
-            keys = {row.id for row in rows}
-            assert count == len(rows) == len(keys), f"{collection}: {count} counted, {len(rows)} rows, {len(keys)} keys"
-            for row in rows:
-                found.setdefault(row.document_id, []).append(row)
+            if client.has_collection(collection, timeout=SECONDS):
+                client.load_collection(collection, timeout=SECONDS)
+                for row in _rows(client, collection):
+                    found.setdefault(row.document_id, []).append(row)
     finally:
         client.close()
     return found
+
+
+def _rows(client: MilvusClient, collection: str) -> list[Stored]:
+    fields = ["id", "document_id", "chunk_index", "text", "source", "metadata"]
+    seen = []
+    for _ in range(TRIES):
+        # The iterator does not wait for what was just written; a Strong read does.
+        count = client.query(collection, "", ["count(*)"], consistency_level="Strong", timeout=SECONDS)[0]["count(*)"]
+        iterator = client.query_iterator(collection, batch_size=1000, output_fields=fields, timeout=SECONDS)
+        rows: list[Stored] = []
+        while page := iterator.next():
+            rows += [Stored(*(row[name] for name in fields)) for row in page]
+        iterator.close()
+        keys = {row.id for row in rows}
+        if count == len(rows) == len(keys):
+            return rows
+        # Something was written in between; rows that are there twice stay.
+        seen.append(f"{count} counted, {len(rows)} read, {len(keys)} keys")
+    raise AssertionError(f"{collection}: {'; '.join(seen)}")
 
 
 def compare(expected: Mapping[str, Held], rows: Mapping[str, Sequence[Stored]]) -> Differences:
@@ -125,6 +139,18 @@ def compare(expected: Mapping[str, Held], rows: Mapping[str, Sequence[Stored]]) 
             continue
         _compare_one(found, document, wanted, sorted(held, key=lambda row: row.chunk_index))
     return found
+
+
+def covered(rows: Sequence[Stored], text: str) -> bool:
+    """Return whether all of a text, but for white space, is in some rows; others may be among them."""
+    whole = _bare(text)
+    seen = bytearray(len(whole))
+    for part in {_bare(row.text) for row in rows}:
+        at = whole.find(part)
+        while at >= 0:
+            seen[at : at + len(part)] = b"\1" * len(part)
+            at = whole.find(part, at + 1)
+    return all(seen)
 
 
 def _compare_one(found: Differences, document: str, wanted: Held, held: Sequence[Stored]) -> None:
