@@ -16,7 +16,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles check constraints clean
+.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
@@ -70,6 +70,9 @@ campaign-kafka-errors: $(STAMP) ## What becomes of every error that a Kafka brok
 campaign-kafka-articles: $(STAMP) ## The same articles from a folder and from a topic, compared (half an hour or so)
 	@test -d $(CRANFIELD) || { echo "make campaign-kafka-articles: the Cranfield test set is not at $(CRANFIELD); name its folder: make campaign-kafka-articles CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.kafka_articles --cranfield $(CRANFIELD) $(ARGS)
+
+faults: $(STAMP) ## Break everything while documents flow, and compare all of Milvus (hours); figures go to benchmarks-out/
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.faults $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 	$(BIN)/ruff check
