@@ -352,7 +352,7 @@ def test_a_worker_that_is_lost_has_a_spare_one(bombs: Any) -> None:
         for _ in range(3):
             with pytest.raises(Difficult):
                 extraction.extract(bombs.bomb("abort"), hurried=True)
-            until(lambda: extraction._spare._is_up)
+            until(lambda: len(extraction._spares) == 1)
             (spare,) = set(workers()) - before
             assert extraction.extract(bombs.bomb("pid"), hurried=True).text == str(spare)
             until(lambda: len(set(workers()) - before) <= 2)

@@ -9,7 +9,7 @@ not tried again: it does not depend on what else the machine does.
 There are two lots of slots. A call in a hurry gets one of the first, and gives up on a document that takes far longer
 than documents took so far (``Pace``), or whose worker died; that one is then read without hurry in a slot of the second
 lot, under the full limits. So documents that hang until their time-out wait for one another, and others for none of
-them; and since a worker takes half a second of a core to start, there is a spare one for the slot that loses its own.
+them; and since a worker takes half a second of a core to start, there are spare ones for slots that lose their own.
 Letting a document go on where it was, and starting another worker in its place, was turned down: the number of
 processes would be as large as the number of such documents.
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ingestd.errors import ConfigError, DocumentError, Stopped
 from ingestd.extractors._kind import kind_of, readable_as
 from ingestd.extractors._media_type import with_media_type
-from ingestd.extractors._slots import CLOSE_SECONDS, Pace, Slot, Spare
+from ingestd.extractors._slots import CLOSE_SECONDS, Pace, Slot, Spares
 from ingestd.extractors._worker import ExtractorConfig, Setup
 from ingestd.model import Content, Document, canonical_json
 
@@ -45,7 +45,8 @@ class IsolatedExtraction:
 
     Args:
         configs: The extractors' types and configurations.
-        workers: How many processes there are at most for calls in a hurry, and as many again for the others.
+        workers: How many processes there are at most for calls in a hurry, and as many again for the others. Once one
+            was lost, as many again stand by.
         memory_bytes: What a document may take beyond the idle worker, in address space.
         cpu_seconds: Processor time for one document; the kernel counts in whole seconds, so it is rounded up.
         wall_seconds: Time for one document; beyond it the worker is ended. Longer than ``cpu_seconds``.
@@ -77,15 +78,15 @@ class IsolatedExtraction:
         self._max_bytes = max_bytes
         setup = Setup(tuple(config for _, config in extractors), memory_bytes, cpu_seconds, max_text)
         pace = Pace()
-        self._spare = Spare(setup)
+        self._spares = Spares(setup, workers)
 
-        def slots(name: str, spare: Spare | None) -> list[Slot]:
+        def slots(name: str, spares: Spares | None) -> list[Slot]:
             return [
-                Slot(f"{name}-{n}", setup, wall_seconds=wall_seconds, recycle=recycle, pace=pace, spare=spare)
+                Slot(f"{name}-{n}", setup, wall_seconds=wall_seconds, recycle=recycle, pace=pace, spares=spares)
                 for n in range(1, workers + 1)
             ]
 
-        self._idle = {True: slots("extract", self._spare), False: slots("extract-long", None)}
+        self._idle = {True: slots("extract", self._spares), False: slots("extract-long", None)}
         """By whether the call is in a hurry."""
         self._slots = tuple(slot for lot in self._idle.values() for slot in lot)
         self._changed = threading.Condition()
@@ -127,7 +128,7 @@ class IsolatedExtraction:
             self._changed.notify_all()
         for slot in self._slots:
             slot.stop()
-        self._spare.close()
+        self._spares.close()
         with self._changed:
             self._changed.wait_for(lambda: sum(map(len, self._idle.values())) == len(self._slots), CLOSE_SECONDS)
             idle = [slot for lot in self._idle.values() for slot in lot]

@@ -65,11 +65,11 @@ class Slot:
     """A place for one worker. One thread at a time reads documents here; ``stop`` may come from any thread."""
 
     def __init__(
-        self, name: str, setup: Setup, *, wall_seconds: float, recycle: int, pace: Pace, spare: Spare | None
+        self, name: str, setup: Setup, *, wall_seconds: float, recycle: int, pace: Pace, spares: Spares | None
     ) -> None:
         self._name = name
         self._pace = pace
-        self._spare = spare
+        self._spares = spares
         self._setup = setup
         self._wall_seconds = wall_seconds
         self._recycle = recycle
@@ -140,8 +140,8 @@ class Slot:
             child, self._child = self._child, None
             self._served = 0
         if child is not None:
-            if self._spare is not None:
-                self._spare.make()
+            if self._spares is not None:
+                self._spares.make()
             child.close(timeout=0)  # it holds nothing that is worth waiting for
 
     def _worker(self) -> Child:
@@ -153,7 +153,7 @@ class Slot:
                 raise Stopped
             if self._child is not None:
                 return self._child
-            self._child = None if self._spare is None else self._spare.take()
+            self._child = None if self._spares is None else self._spares.take()
             if self._child is not None:
                 return self._child
             child = self._child = _child(self._name)
@@ -193,65 +193,86 @@ class Slot:
         return f"exit status {code}"
 
 
-class Spare:
-    """A worker that is started and does nothing, for the next slot that has none. Safe to call from any thread."""
+class Spares:
+    """Workers that are started and do nothing, for slots that have none. Safe to call from any thread.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        setup: What they are told.
+        most: How many there are at most: none before the first is asked for.
+    """
+
+    def __init__(self, setup: Setup, most: int) -> None:
         self._setup = setup
+        self._most = most
         self._lock = threading.Lock()
-        self._child: Child | None = None
-        self._is_up = self._closed = False
+        self._up: list[Child] = []
+        self._starting: Child | None = None
+        self._closed = False
         self._thread: threading.Thread | None = None
 
+    def __len__(self) -> int:
+        """Return how many are up."""
+        return len(self._up)
+
     def make(self) -> None:
-        """Have a worker started, unless there is one, or one is about to be."""
+        """Have workers started, until there are enough."""
         with self._lock:
-            if self._closed or self._child is not None or (self._thread is not None and self._thread.is_alive()):
+            busy = self._thread is not None and self._thread.is_alive()
+            if self._closed or busy or len(self._up) >= self._most:
                 return
             self._thread = threading.Thread(target=self._make, name="extract-spare", daemon=True)
             self._thread.start()
 
     def take(self) -> Child | None:
-        """Return the worker, if it is up and well; another one is made in its place."""
+        """Return a worker that is up and well, if there is one; another one is made in its place."""
         with self._lock:
-            if not self._is_up:
-                return None
-            child, self._child, self._is_up = self._child, None, False
+            child = self._up.pop() if self._up else None
+        if child is None:
+            return None
         self.make()
-        if child is not None and not child.alive:
+        if not child.alive:
             child.close(timeout=0)
             return None
         return child
 
     def close(self) -> None:
-        """End the worker, and make none any more."""
+        """End the workers, and make none any more."""
         with self._lock:
             self._closed = True
-            child, thread = self._child, self._thread
-            if child is not None:
-                child.kill()
+            thread, children = self._thread, list(self._up)
+            if self._starting is not None:
+                self._starting.kill()
         if thread is not None:
             thread.join(CLOSE_SECONDS)
-        if child is not None:
+        for child in children:
             child.close(timeout=0)
 
     def _make(self) -> None:
-        child = None
-        try:
+        while True:
             with self._lock:
-                if self._closed:
+                if self._closed or len(self._up) >= self._most:
                     return
-                child = self._child = _child("extract-spare")
-            _greet(child, self._setup)
-        except UnavailableError:
-            # Nobody waits for it. Whoever needs a worker then starts one, and finds out what is wrong.
-            with self._lock:
-                self._child = None
-            if child is not None:
+            try:
+                with self._lock:
+                    child = self._starting = _child("extract-spare")
+            except UnavailableError:
+                return  # Nobody waits for it: whoever needs a worker starts one, and finds out what is wrong.
+            try:
+                _greet(child, self._setup)
+            except UnavailableError:
                 child.close(timeout=0)
-        else:
-            with self._lock:
-                self._is_up = not self._closed
+                return
+            finally:
+                with self._lock:
+                    self._starting = None
+            if not self._keep(child):
+                child.close(timeout=0)
+
+    def _keep(self, child: Child) -> bool:
+        with self._lock:
+            if not self._closed:
+                self._up.append(child)
+            return not self._closed
 
 
 def _child(name: str) -> Child:

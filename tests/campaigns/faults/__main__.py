@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tests.campaigns.faults.ground import Scene
 
-AREAS = ("kills", "milvus", "files")
+AREAS = ("kills", "milvus", "files", "documents", "disorder")
 """Modules beside this one. Each exports ``SCENES``, scenes by name. It may export ``WITHOUT``, what can be taken out of
 the daemon and the code that does it (``Ground.patch``), and ``TEETH``, the scene that finds each of those out."""
 OUT = Path("benchmarks-out/faults.json")
