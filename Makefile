@@ -16,7 +16,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles check constraints clean
+.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
@@ -50,9 +50,10 @@ run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples 
 test: $(STAMP) ## Run all the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-bench: $(STAMP) ## Measure how well documents are found (a few minutes); figures go to benchmarks-out/
+bench: $(STAMP) ## Measure how well documents are found, and whether bad ones delay them (a quarter of an hour); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
+	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.poison --out benchmarks-out/poison.json
 
 bench-kafka: $(STAMP) ## Measure how fast Kafka records become documents (some minutes); figures go to benchmarks-out/
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/kafka_throughput.py --out benchmarks-out/kafka.json $(ARGS)
@@ -69,6 +70,9 @@ campaign-kafka-errors: $(STAMP) ## What becomes of every error that a Kafka brok
 campaign-kafka-articles: $(STAMP) ## The same articles from a folder and from a topic, compared (half an hour or so)
 	@test -d $(CRANFIELD) || { echo "make campaign-kafka-articles: the Cranfield test set is not at $(CRANFIELD); name its folder: make campaign-kafka-articles CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.kafka_articles --cranfield $(CRANFIELD) $(ARGS)
+
+faults: $(STAMP) ## Break everything while documents flow, and compare all of Milvus (hours); figures go to benchmarks-out/
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.campaigns.faults $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 	$(BIN)/ruff check

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from ingestd.engine.breaker import Backoff, Breakers
-from ingestd.errors import DocumentError, UnavailableError
+from ingestd.errors import Difficult, DocumentError, UnavailableError
 from ingestd.milvus.expression import keepable
 from ingestd.milvus.schema import LONGEST_DOCUMENT_ID
 from ingestd.model import (
@@ -376,9 +376,13 @@ class PlainExtraction:
         """What reading a document of this name fails with."""
         self.read: list[str] = []
         """The names of the documents that were read."""
+        self.difficult: set[str] = set()
+        """The names of documents that are given back to those in a hurry."""
 
-    def extract(self, content: Content) -> Document:
+    def extract(self, content: Content, *, hurried: bool = False) -> Document:
         """Return the text."""
+        if hurried and content.name in self.difficult:
+            raise Difficult
         self.read.append(content.name)
         if content.name in self.errors:
             raise self.errors[content.name]
@@ -548,7 +552,8 @@ class Assembly:
             shared_ids=shared_ids,
             patience=patience,
         )
-        self.extract = Extract(self.extraction, fingerprint=FINGERPRINT, shared=shared, patience=patience)
+        self.extract = Extract(self.extraction, fingerprint=FINGERPRINT, shared=shared, patience=patience, hurried=True)
+        self.extract_long = Extract(self.extraction, fingerprint=FINGERPRINT, shared=shared, patience=patience)
         self.chunk = Chunk(LineChunker(), fields=["lang"], validate=sink.validate, max_chunks=most)
         dense = VectorField("dense", VectorKind.DENSE, self.embedder, DIMENSION)
         self.embed = Embed([dense], window=window, patience=patience)
@@ -585,8 +590,11 @@ class Assembly:
     def extracted(self, events: Sequence[Event], ended: list[Outcome]) -> list[Extracted]:
         """Take events as far as their texts, past the second stage where those are at hand."""
         known: list[Recalled | Extracted] = _passed(self.recall.process(events), ended)
-        read = _passed(self.extract.process([item for item in known if isinstance(item, Recalled)]), ended)
-        return [*(item for item in known if isinstance(item, Extracted)), *read]
+        for extract in (self.extract, self.extract_long):
+            left = [item for item in known if isinstance(item, Recalled)]
+            read: list[Recalled | Extracted] = _passed(extract.process(left), ended)
+            known = [*(item for item in known if isinstance(item, Extracted)), *read]
+        return [item for item in known if isinstance(item, Extracted)]
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Make outcomes durable, as the settle thread does."""

@@ -83,7 +83,9 @@ class LimitSettings(_Section):
 class ExtractionSettings(_Section):
     """The processes that read untrusted bytes."""
 
-    workers: int = Field(1, ge=1, le=64, description="Processes, and the documents read at a time.")
+    workers: int = Field(
+        2, ge=1, le=64, description="Documents read at a time, a process each; as many again for those that take long."
+    )
     memory_bytes: int = Field(1024 * 1024 * 1024, ge=128 * 1024 * 1024, description="The most memory of one process.")
     cpu_seconds: float = Field(30.0, gt=0, description="The most processor time for one document.")
     wall_seconds: float = Field(60.0, gt=0, description="The most time for one document.")

@@ -77,5 +77,9 @@ class Stopped(BaseException):
     """The daemon is stopping: unwind and return."""
 
 
+class Difficult(Exception):  # noqa: N818 - a verdict on a document
+    """A document takes far longer to read than others, or its worker died: it is read where nobody waits for it."""
+
+
 class Suspect(Exception):  # noqa: N818 - a verdict on a batch
     """A dependency answers a probe, and fails on this batch again and again: the batch only looks like an outage."""

@@ -361,6 +361,15 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             calling=lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage]),
         )
 
+    def reading(*, hurried: bool) -> Extract:
+        return Extract(
+            ground.extraction,
+            fingerprint=processing,
+            shared=is_shared(settings, name),
+            patience=patience("extract"),
+            hurried=hurried,
+        )
+
     fields = [
         VectorField(
             field,
@@ -386,12 +395,8 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             patience=patience("recall"),
             on_crossed=lambda source: ground.metrics.events.crossed.labels(source=source).inc(),
         ),
-        extract=Extract(
-            ground.extraction,
-            fingerprint=processing,
-            shared=is_shared(settings, name),
-            patience=patience("extract"),
-        ),
+        extract=reading(hurried=True),
+        extract_long=reading(hurried=False),
         readers=settings.extraction.workers,
         chunk=Chunk(
             prepared.processing.chunker,

@@ -277,11 +277,16 @@ class Extraction(Protocol):
 
     fingerprint: str
 
-    def extract(self, content: Content) -> Document:
+    def extract(self, content: Content, *, hurried: bool = False) -> Document:
         """Decide the kind, and return the text.
+
+        Args:
+            content: What to read.
+            hurried: Whether others wait: a document that takes long is given back.
 
         Raises:
             DocumentError: No extractor for the kind, bad bytes, or a limit was reached (time, memory).
+            Difficult: It is to be read again without hurry. Only where ``hurried``.
             UnavailableError: No child process can be started.
             Stopped: The child processes were ended before the text was there.
         """

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from ingestd.errors import ConfigError, DocumentError, Stopped, UnavailableError
+from ingestd.errors import ConfigError, Difficult, DocumentError, Stopped, UnavailableError
 from ingestd.extractors import csv, html, json, markdown, text
-from ingestd.extractors._isolated import ExtractorFailed, IsolatedExtraction
+from ingestd.extractors._isolated import IsolatedExtraction
+from ingestd.extractors._slots import LONG, SHORT_SECONDS, ExtractorFailed, Pace
 from ingestd.model import Content
 
 if TYPE_CHECKING:
@@ -321,3 +322,49 @@ def test_wrong_set_up() -> None:
         make(("text", text.Config()), ("notes", text.Config()))
     with pytest.raises(ConfigError, match="at least one worker"):
         make(workers=0)
+
+
+@pytest.mark.parametrize("action", ["sleep", "loop-in-c", "abort"])
+def test_a_difficult_document_is_given_back_to_those_in_a_hurry(bombs: Any, action: str) -> None:
+    """It is given up long before its time-out, and others are read while it has its time elsewhere."""
+    evil = bombs.bomb(action)
+    with closing(make(*ALL, ("bomb", bombs.Config()), cpu_seconds=20.0, wall_seconds=20.0)) as extraction:
+        extraction.extract(GOOD[0][0], hurried=True)
+        began = time.monotonic()
+        with pytest.raises(Difficult):
+            extraction.extract(evil, hurried=True)
+        assert time.monotonic() - began < 10
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(extraction.extract, evil)
+            assert [extraction.extract(content, hurried=True).text for content, _ in GOOD] == [text for _, text in GOOD]
+            assert action == "abort" or not reading.done()
+            if action == "abort":
+                assert isinstance(reading.exception(), DocumentError)
+            else:
+                extraction.close()
+                assert isinstance(reading.exception(), Stopped)
+
+
+def test_a_worker_that_is_lost_has_a_spare_one(bombs: Any) -> None:
+    """After the first loss one is kept up beside: the next document is read at once, and by no more processes."""
+    with closing(make(("bomb", bombs.Config()))) as extraction:
+        before = set(workers())
+        for _ in range(3):
+            with pytest.raises(Difficult):
+                extraction.extract(bombs.bomb("abort"), hurried=True)
+            until(lambda: len(extraction._spares) == 1)
+            (spare,) = set(workers()) - before
+            assert extraction.extract(bombs.bomb("pid"), hurried=True).text == str(spare)
+            until(lambda: len(set(workers()) - before) <= 2)
+    until(lambda: set(workers()) <= before)
+
+
+def test_where_all_take_long_none_is_difficult() -> None:
+    """Long is what others are not: at least a second, and then ten times their mean."""
+    pace = Pace()
+    assert pace.long == SHORT_SECONDS
+    pace.note(2.0)
+    assert pace.long == 2.0 * LONG
+    for _ in range(1000):
+        pace.note(0.001)
+    assert pace.long == SHORT_SECONDS

@@ -99,6 +99,7 @@ class Daemon:
         works: dict[str, Any] = {
             "recall": self.stages.recall,
             "extract": self.stages.extract,
+            "extract_long": self.stages.extract,
             "chunk": self.stages.chunk,
             "embed": Embed(self.stages.embed._fields, window=4, patience=patience),
             "write": Write(self.sink, self.store, fingerprint=FINGERPRINT, patience=patience),
@@ -183,7 +184,7 @@ def test_once_works_off_retries_too(store: SqliteStore) -> None:
     tries = {"d0": 0, "d1": 0}
     extract = daemon.stages.extraction.extract
 
-    def flaky(content: Content) -> Document:
+    def flaky(content: Content, *, hurried: bool = False) -> Document:
         name = content.name
         if name == "d1" or tries.get(name) == 0:
             tries[name] += 1

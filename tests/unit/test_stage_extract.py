@@ -9,13 +9,13 @@ import pytest
 from tests.fakes import COLLECTION, Assembly, Broken, Bytes, MemorySink, open_store, upsert
 
 from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError, UnavailableError
-from ingestd.model import Content, Document, DocumentKey, Verdict, Version
+from ingestd.model import Content, Document, DocumentKey, Extracted, Recalled, Verdict, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ingestd.model import Event, Extracted, Outcome
+    from ingestd.model import Event, Outcome
     from ingestd.store.sqlite import SqliteStore
 
 KEY = DocumentKey(COLLECTION, "a")
@@ -121,7 +121,7 @@ def test_an_extraction_that_is_away_is_held(stages: Assembly) -> None:
     tries: list[str] = []
     extract = stages.extraction.extract
 
-    def flaky(content: Content) -> Document:
+    def flaky(content: Content, *, hurried: bool = False) -> Document:
         tries.append(content.name)
         if len(tries) < 3:
             raise UnavailableError("extraction", "no process could be started")
@@ -142,3 +142,17 @@ def test_the_text_is_read_when_it_is_its_turn(stages: Assembly) -> None:
     assert found.entry is not None
     assert (found.document.text, found.content.name, found.entry.version.number) == ("two", "a.txt", 1)
     assert found.digest == found.content.digest()
+
+
+def test_a_difficult_document_is_read_where_nobody_waits_for_it(stages: Assembly) -> None:
+    """A thread in a hurry hands the event on as it came, and reads the next; without hurry it is read."""
+    stages.extraction.difficult = {"a"}
+    events = [upsert("a", "text", 1), upsert("b", "text", 1)]
+    outcomes: list[Outcome] = []
+    known = [item for item in stages.recall.process(events) if isinstance(item, Recalled)]
+    first, second = stages.extract.process(known)
+    assert first is known[0]
+    assert isinstance(second, Extracted)
+    assert stages.extraction.read == ["b"]
+    assert {item.event.key.document_id for item in stages.extracted(events, outcomes)} == {"a", "b"}
+    assert outcomes == []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 In = TypeVar("In")
 Out = TypeVar("Out")
 PassOn: TypeAlias = "Callable[[Out, Callable[[], None]], None]"
+Reading: TypeAlias = "Work[Recalled, Recalled | Extracted]"
 
 RECALLED = 500
 """Events that are looked up at a time: where Milvus has to be asked, in one question."""
@@ -56,8 +57,9 @@ class Pipeline:
         lanes: Feed the first stage.
         events: The channel between lanes and the first stage.
         recall: The first stage's work; what it has the text of already passes the second one by.
-        extract: The second's.
-        readers: The number of threads that run it.
+        extract: The second's; it hands on what takes long, so that nobody waits behind it.
+        extract_long: Reads that, without hurry.
+        readers: The number of threads that run each of the two.
         chunk: The third's.
         embed: The fourth's.
         window: The most chunks that the fourth takes at a time.
@@ -78,7 +80,8 @@ class Pipeline:
         lanes: Lanes,
         events: Channel[Event],
         recall: Work[Event, Recalled | Extracted],
-        extract: Work[Recalled, Extracted],
+        extract: Reading,
+        extract_long: Reading,
         readers: int,
         chunk: Work[Extracted, Chunked],
         embed: Work[Chunked, Embedded | Abandoned],
@@ -95,6 +98,8 @@ class Pipeline:
         self.identity = identity
         self.lanes = lanes
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
+        # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
+        difficult: Channel[Recalled] = Channel("extract-long", None)
         extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
         chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
@@ -111,17 +116,24 @@ class Pipeline:
             else:
                 extracted.put(item, beat)
 
+        def pass_read(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
+            if isinstance(item, Recalled):
+                difficult.put(item, beat)
+            else:
+                extracted.put(item, beat)
+
+        def reading(step: str, work: Reading, inbound: Channel[Recalled]) -> Sequence[_Joinable]:
+            appetite = Appetite(1, silence=silence["extract"])
+            return [stage(f"{step}-{number}", work, inbound, appetite, pass_read) for number in range(1, readers + 1)]
+
         recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), pass_recalled)
-        reading = [
-            stage(f"extract-{number}", extract, recalled, Appetite(1, silence=silence["extract"]), extracted.put)
-            for number in range(1, readers + 1)
-        ]
         chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), chunked.put)
         embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
             (events, [recalling]),
-            (recalled, reading),
+            (recalled, reading("extract", extract, recalled)),
+            (difficult, reading("extract-long", extract_long, difficult)),
             (extracted, [chunking]),
             (chunked, [embedding]),
             (embedded, [writing]),

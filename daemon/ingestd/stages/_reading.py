@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ingestd.errors import DocumentError, IngestError, Superseded, TransientError
+from ingestd.errors import Difficult, DocumentError, IngestError, Superseded, TransientError
 from ingestd.model import Extracted, Outcome, Stage, Verdict
 from ingestd.stages._failing import failed
 
@@ -33,6 +33,9 @@ def read(
 
     Returns:
         The text, or an outcome when the content is what is applied, or cannot be read.
+
+    Raises:
+        Difficult: It has to be read elsewhere.
     """
     event, entry, content = recalled.event, recalled.entry, None
     try:
@@ -48,8 +51,8 @@ def read(
         document = text_of(content)
     except (DocumentError, TransientError, Superseded) as error:
         return failed(event, Stage.EXTRACT, error, content)
-    except IngestError:
-        raise  # not about the document
+    except (IngestError, Difficult):
+        raise  # no verdict on the document
     except Exception as error:  # noqa: BLE001 - untrusted bytes: an error nobody foresaw is the document's
         return failed(event, Stage.EXTRACT, error, content)
     return Extracted(event, recalled.version, entry, content, digest, document)

@@ -1,12 +1,15 @@
 """Extract: what has to be fetched and read, to its document's text.
 
-Payloads are read here, not at the source, so that memory holds only what the pipeline has room for.
+Payloads are read here, not at the source, so that memory holds only what the pipeline has room for. Most documents are
+read in milliseconds, and a few take as long as they are let, or end their worker: threads that are in a hurry hand
+those on to others, so that nobody waits behind them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ingestd.errors import Difficult
 from ingestd.stages._reading import read
 
 if TYPE_CHECKING:
@@ -24,18 +27,33 @@ class Extract:
         fingerprint: Of the collection's processing.
         patience: Holds on to an event while the extraction itself is away.
         shared: Whether other processes write the collection too.
+        hurried: Whether documents that take long are handed on.
     """
 
-    def __init__(self, extraction: Extraction, *, fingerprint: str, patience: Patience, shared: bool = False) -> None:
+    def __init__(
+        self,
+        extraction: Extraction,
+        *,
+        fingerprint: str,
+        patience: Patience,
+        shared: bool = False,
+        hurried: bool = False,
+    ) -> None:
         self._extraction = extraction
         self._fingerprint = fingerprint
         self._patience = patience
         self._shared = shared
+        self._hurried = hurried
 
-    def process(self, batch: Sequence[Recalled]) -> Iterator[Extracted | Outcome]:
-        """Yield an Extracted or an Outcome for each event."""
+    def process(self, batch: Sequence[Recalled]) -> Iterator[Recalled | Extracted | Outcome]:
+        """Yield an Extracted or an Outcome for each event; in a hurry, what is to be read elsewhere as it came."""
         for recalled in batch:
-            yield read(recalled, self._fingerprint, self._text, shared=self._shared)
+            try:
+                result = read(recalled, self._fingerprint, self._text, shared=self._shared)
+            except Difficult:
+                yield recalled
+            else:
+                yield result
 
     def _text(self, content: Content) -> Document:
-        return self._patience.hold(lambda: self._extraction.extract(content), None)
+        return self._patience.hold(lambda: self._extraction.extract(content, hurried=self._hurried), None)
