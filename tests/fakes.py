@@ -71,7 +71,7 @@ NOW = 1_800_000_000.0
 COLLECTION = "articles"
 FINGERPRINT = "processing"
 DIMENSION = 4
-QUICK = Backoff(first=0.001, most=0.002)
+QUICK = Backoff(first=0.001, most=0.002, pace=0.0)
 """So that a held call is tried again at once."""
 
 

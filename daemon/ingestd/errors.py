@@ -57,12 +57,14 @@ class UnavailableError(IngestError):
         dependency: The breaker's name: ``milvus``, ``device:cpu``, ``state``.
         message: What happened.
         wait: Seconds to wait before the next try, where the other side said so.
+        refused: It said itself that it takes nothing now, so that what it was asked for is not to be suspected.
     """
 
-    def __init__(self, dependency: str, message: str, *, wait: float | None = None) -> None:
+    def __init__(self, dependency: str, message: str, *, wait: float | None = None, refused: bool = False) -> None:
         super().__init__(message)
         self.dependency = dependency
         self.wait = wait
+        self.refused = refused
 
 
 class FatalError(IngestError):

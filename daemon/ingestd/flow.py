@@ -469,6 +469,7 @@ def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
             sweep()
         if ground.store.failing is not None:
             ground.store.probe()
+            ground.breakers.reset(STATE)
         if not all(check.ok for check in ground.pool.checks()):
             for name, embedder in ground.embedders.items():
                 embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)

@@ -123,6 +123,71 @@ def test_a_batch_that_fails_three_times_beside_a_good_probe_is_suspected() -> No
     assert (calls, changes) == (3, [])
 
 
+def test_what_the_dependency_itself_refuses_is_never_suspected() -> None:
+    """A server that is out of disk answers reads and deletes, and so the probe: the batch is held as in any outage."""
+    changes: list[tuple[str, bool]] = []
+    breakers = Breakers(lambda name, is_open: changes.append((name, is_open)), QUICK)
+    refused = UnavailableError("milvus", "out of quota", refused=True)
+    assert breakers.hold(failing(10, refused), nothing, beat=nothing, scope="articles") == "answer"
+    assert changes == [("milvus", True), ("milvus", False)]
+
+
+def test_a_probe_that_passes_does_not_speak_for_a_call_that_is_held() -> None:
+    """Intake stays paused while a pipeline's write is refused, though its probe passes; the call's success ends it."""
+    breakers = Breakers(backoff=QUICK)
+    passing: set[bool] = set()
+
+    def beat() -> None:
+        breakers.reset("milvus", "articles")
+        passing.add(breakers.passes("articles"))
+
+    assert breakers.hold(failing(10), None, beat=beat, scope="articles") == "answer"
+    assert passing == {False}
+    assert breakers.passes("articles")
+
+
+@pytest.mark.parametrize("prober", ["articles", None])
+def test_a_probe_that_passes_wakes_what_is_held(prober: str | None) -> None:
+    """The way back is no longer than a probe's round, however long the outage has made the delay."""
+    breakers = Breakers(backoff=Backoff(first=DEADLINE, most=DEADLINE, pace=0.0))
+    began = time.monotonic()
+    answer = breakers.hold(failing(1), None, beat=lambda: breakers.reset("milvus", prober), scope="articles")
+    assert (answer, time.monotonic() - began < DEADLINE / 4) == ("answer", True)
+
+
+def test_a_probe_that_passes_does_not_hasten_what_was_told_to_wait() -> None:
+    """A server that asked for time gets it, whatever it answers meanwhile."""
+    breakers = Breakers(backoff=Backoff(first=DEADLINE, most=DEADLINE, pace=0.0))
+    asked = UnavailableError("milvus", "out of quota", wait=0.3, refused=True)
+
+    def beat() -> None:
+        breakers.reset("milvus", "articles")
+
+    began = time.monotonic()
+    breakers.hold(failing(1, asked), None, beat=beat, scope="articles")
+    assert 0.3 <= time.monotonic() - began < DEADLINE / 4
+
+
+def test_what_is_known_to_be_down_is_asked_at_a_pace() -> None:
+    """However many wait for it: all of them together make one request at a time, calls and probes alike."""
+    pace, threads = 0.05, 5
+    breakers = Breakers(backoff=Backoff(first=0.001, most=0.002, pace=pace))
+    breakers.trip(DOWN)
+    asked: list[float] = []
+
+    def call() -> None:
+        asked.append(time.monotonic())
+        if len(asked) < 40:
+            raise DOWN
+
+    with ThreadPoolExecutor(threads) as pool:
+        held = [pool.submit(breakers.hold, call, call, beat=nothing, scope=f"c{at}") for at in range(threads)]
+        for one in held:
+            one.result(DEADLINE)
+    # The first call of each thread does not know yet what it depends on. From there on each is one pace after another.
+    assert asked[39] - asked[threads] > 0.95 * pace * (39 - threads)
+
+
 def test_an_outage_between_two_suspicions_clears_the_batch() -> None:
     """Only failures in a row count: a probe that failed says that it was the dependency."""
     probes = [False, False, True, False, False, True]

@@ -56,6 +56,14 @@ def test_out_of_quota_asks_for_a_longer_wait(code: int) -> None:
     assert found.wait is not None
 
 
+@pytest.mark.parametrize("code", [3, 4, 7, 8, 9, 11, 53])
+def test_a_refusal_is_told_from_a_batch_that_looks_like_an_outage(code: int) -> None:
+    """Where the server says that it takes nothing now, no document is to be found out by halving."""
+    found = verdict(MilvusException(code, "denied"), doing="writing")
+    other = verdict(MilvusException(2, "unavailable"), doing="writing")
+    assert [isinstance(error, UnavailableError) and error.refused for error in (found, other)] == [True, False]
+
+
 @pytest.mark.parametrize("code", [100, 105, 200, 700, 800, 1400, 1401])
 def test_a_missing_collection_is_a_configuration(code: int) -> None:
     """What is not there, or not allowed, does not come by waiting."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import re
+import shutil
 import sqlite3
 import stat
 import threading
@@ -55,6 +57,11 @@ def filled(state: Path) -> None:
         store.write_ahead([ENTRY])
 
 
+def unseal(state: Path) -> None:
+    """Take a closed file's digest away: what a test changes in it by hand is not to be found out by that."""
+    (state / "ingestd.db.sum").unlink()
+
+
 def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
     """Dead letters hold documents: neither the directory nor a file in it is readable for others."""
     state = tmp_path / "deep" / "state"
@@ -68,7 +75,7 @@ def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
         "ingestd.db-shm": 0o600,
         "lock": 0o600,
     }
-    assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "lock"]
+    assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "ingestd.db.sum", "lock"]
 
 
 def test_what_an_interrupted_first_start_left_is_no_obstacle(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_what_an_interrupted_first_start_left_is_no_obstacle(tmp_path: Path) -> 
     (tmp_path / "ingestd.db.new-journal").write_bytes(b"half")
     with opened(tmp_path) as store:
         assert not store.rebuilt
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ingestd.db", "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ingestd.db", "ingestd.db.sum", "lock"]
 
 
 def overwrite_start(path: Path) -> None:
@@ -162,6 +169,7 @@ def test_a_sound_state_with_an_unread_log_is_not_set_aside(tmp_path: Path) -> No
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     """A program that is too old for the state changes nothing in it and says what to install."""
     filled(tmp_path)
+    unseal(tmp_path)
     with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     before = (tmp_path / "ingestd.db").read_bytes()
@@ -197,6 +205,7 @@ def as_of(state: Path, version: int) -> None:
                 connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
         connection.commit()
     then.replace(now)
+    unseal(state)
 
 
 def test_a_state_of_the_first_schema_is_counted_at_its_opening(tmp_path: Path) -> None:
@@ -251,6 +260,60 @@ def test_a_state_of_before_records_goes_on(tmp_path: Path, version: int) -> None
     with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_byte_that_differs_in_a_closed_file_is_damage(tmp_path: Path) -> None:
+    """Wherever it is, also within a value, which SQLite's own check does not see; and the same file is sound."""
+    filled(tmp_path / "state")
+    sound = (tmp_path / "state" / "ingestd.db").read_bytes()
+    places = [*range(0, 120, 7), *random.Random(1).sample(range(len(sound)), 30), sound.index(b"inbox")]
+    for place in places:
+        state = tmp_path / str(place)
+        shutil.copytree(tmp_path / "state", state)
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        (state / "ingestd.db").write_bytes(damaged)
+        with opened(state) as store:
+            assert store.rebuilt, f"nobody saw the byte {place}"
+            assert store.entries([KEY]) == {}
+        with opened(state) as store:
+            assert not store.rebuilt, "the new file is sound"
+    with opened(tmp_path / "state") as store:
+        assert not store.rebuilt
+        assert store.entries([KEY]) == {KEY: ENTRY}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE meta SET value = '{\"boot\": ' WHERE key = 'run'",
+        "UPDATE meta SET value = '{\"boots\": 1}' WHERE key = 'run'",
+        "UPDATE seens SET verdict = 'wriften'",
+        "UPDATE seens SET fingerprint = CAST(x'ff' AS TEXT)",
+        "UPDATE entries SET present = x'00'",
+        "UPDATE parked SET op = 'upserd'",
+        "UPDATE dead_letters SET metadata = '{'",
+        "UPDATE dead_letters SET record = x'00'",
+    ],
+)
+def test_what_cannot_be_read_after_a_kill_is_damage(tmp_path: Path, damage: str) -> None:
+    """A file that was not closed has no digest: what each run would end at is found when it is opened."""
+    event = Event(DocumentKey("articles", "c"), Op.UPSERT, "inbox", "/n", None, signature="s")
+    failure = Failure(Stage.EMBED, "TransientError", "429")
+    with opened(tmp_path) as store:
+        store.begin()
+        fingerprints = {"articles": Fingerprints("p", "q")}
+        store.settle([Outcome(event, Verdict.WRITTEN, ENTRY)], fingerprints)
+        store.settle([Outcome(event, Verdict.DEAD_LETTERED, content=Content(b"x", "n"), failure=failure)], fingerprints)
+        late = replace(event, position="/late")
+        store.settle([Outcome(late, Verdict.RETRYING, failure=failure, wait=0.0)], fingerprints)
+    unseal(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "ingestd.db")) as connection:
+        assert connection.execute(damage).rowcount
+        connection.commit()
+    with opened(tmp_path) as store:
+        assert store.rebuilt
+        assert store.begin() is None
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:

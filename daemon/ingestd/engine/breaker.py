@@ -6,13 +6,20 @@ closes when a call gets through.
 
 *Unavailable* stands only while a probe (an empty query, a fixed text) fails too. Probe good and batch bad three times
 in a row means that the batch only looks like an outage: ``Suspect`` is raised, and the caller halves the batch until
-the bad document stands alone; that one is Transient.
+the bad document stands alone; that one is Transient. Where the dependency itself says that it refuses (a quota, a rate
+limit), there is nothing to suspect: a server that is out of disk may well answer reads and deletes.
+
+Whoever found a dependency down says so until they got through themselves: a probe that passes says nothing about the
+writes of a call that is held. What it does is wake that call, so that the way back is no longer than a probe's round.
+A dependency that is known to be down is asked once a second at most, by all that wait for it together.
 """
 
 from __future__ import annotations
 
 import random
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,7 +47,10 @@ class Backoff:
     """Delays that double up to a bound, each drawn between half of itself and all of it."""
 
     first: float = 0.5
-    most: float = 30.0
+    most: float = 15.0
+    """While the daemon starts nothing wakes a call that waits: it has to be back within half a minute all the same."""
+    pace: float = 1.0
+    """Seconds between two requests to a dependency that is known to be down, whoever makes them."""
 
     def delay(self, failures: int) -> float:
         """Return the seconds to wait after so many failures in a row."""
@@ -51,8 +61,10 @@ class Backoff:
 @dataclass(slots=True)
 class _Outage:
     message: str
-    scopes: set[str | None]
-    """The pipelines that found out; None is all of them."""
+    said: set[tuple[str | None, object]]
+    """Who found out: the pipeline (None is all of them), and the call that is held (None is a probe)."""
+    next: float = 0.0
+    """When it may be asked again."""
 
 
 class Breakers:
@@ -72,17 +84,23 @@ class Breakers:
         self._suspects: dict[str | None, int] = {}
         """Batches that were suspected in a row, by pipeline."""
         self._known: set[str] = set()
+        self._woken: Counter[tuple[str, str | None]] = Counter()
+        """How often a dependency's probe has passed, by pipeline."""
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._changed = threading.Condition(self._lock)
+        self._stopped = False
 
     def stop(self) -> None:
         """Let every held call raise Stopped."""
-        self._stop.set()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     def passes(self, scope: str) -> bool:
         """Return whether nothing behind a pipeline is known to be down."""
         with self._lock:
-            return not any(scope in outage.scopes or None in outage.scopes for outage in self._open.values())
+            said = {pipeline for outage in self._open.values() for pipeline, _ in outage.said}
+            return not said & {scope, None}
 
     def register(self, dependency: str) -> None:
         """Name a dependency, so that ``checks`` speaks of it while it is well."""
@@ -106,28 +124,33 @@ class Breakers:
             ]
 
     def trip(self, error: UnavailableError, scope: str | None = None) -> None:
-        """Note that a dependency is down, as a pipeline found out."""
-        with self._lock:
-            new = error.dependency not in self._open
-            outage = self._open.setdefault(error.dependency, _Outage("", set()))
-            outage.message = str(error)
-            outage.scopes.add(scope)
-        if new:
-            log.warning("dependency down, intake paused", dependency=error.dependency, error=str(error))
-            self._on_change(error.dependency, True)
+        """Note that a dependency is down, as a probe for a pipeline found out."""
+        self._trip(error, scope, None)
 
     def reset(self, dependency: str, scope: str | None = None) -> None:
-        """Note that a dependency answers, as a pipeline found out. It is back when all say so who said it was not."""
+        """Note that a dependency answers a pipeline's probe. It is back when all say so who said it was not.
+
+        Calls that the pipeline holds (None: all of them) are tried again at once, or when the time has come that they
+        were told.
+        """
+        self._reset(dependency, scope, None)
+        with self._changed:
+            self._woken[dependency, scope] += 1
+            self._changed.notify_all()
+
+    def turn(self, dependency: str, beat: Callable[[], None]) -> None:
+        """Wait until a dependency may be asked: at once, unless it is known to be down and was just asked.
+
+        Raises:
+            Stopped: The daemon is stopping.
+        """
         with self._lock:
             outage = self._open.get(dependency)
+            now = time.monotonic()
+            at = now if outage is None else max(now, outage.next)
             if outage is not None:
-                outage.scopes.discard(scope)
-            closed = outage is not None and not outage.scopes
-            if closed:
-                del self._open[dependency]
-        if closed:
-            log.info("dependency is back", dependency=dependency)
-            self._on_change(dependency, False)
+                outage.next = at + self._backoff.pace
+        self._wait(at, beat, lambda: self._open.get(dependency) is not outage)
 
     def hold(
         self,
@@ -153,29 +176,32 @@ class Breakers:
         """
         failures = suspicions = 0
         tripped: set[str] = set()
+        holder = object()
         while True:
+            for dependency in sorted(tripped):
+                self.turn(dependency, beat)
             calling()
             try:
                 result = call()
             except UnavailableError as error:
                 failures += 1
                 tripped.add(error.dependency)
-                calling()
-                if probe is not None and self._answers(probe):
+                if not error.refused and probe is not None and self._answers(probe, error.dependency, beat, calling):
                     suspicions += 1
                     if suspicions >= SUSPECT_AFTER:
-                        self._reset_all(tripped, scope)
+                        self._reset_all(tripped, scope, holder)
                         self._suspect(error, scope)
                         raise Suspect(str(error)) from error
                 else:
                     suspicions = 0
-                    self.trip(error, scope)
-                self._wait(max(self._backoff.delay(failures), error.wait or 0.0), beat)
+                    self._trip(error, scope, holder)
+                self._rest(error, failures, scope, beat)
             except Exception:
-                self._reset_all(tripped, scope)  # whatever else is wrong, the dependency answered
+                # Whatever else is wrong, the dependency answered.
+                self._reset_all(tripped, scope, holder)
                 raise
             else:
-                self._reset_all(tripped, scope)
+                self._reset_all(tripped, scope, holder)
                 self._suspects.pop(scope, None)
                 return result
 
@@ -190,11 +216,40 @@ class Breakers:
         if count >= STORM:
             self.trip(error, scope)
 
-    def _reset_all(self, dependencies: set[str], scope: str | None) -> None:
-        for dependency in dependencies:
-            self.reset(dependency, scope)
+    def _trip(self, error: UnavailableError, scope: str | None, holder: object) -> None:
+        with self._lock:
+            new = error.dependency not in self._open
+            if new:
+                self._open[error.dependency] = _Outage("", set(), time.monotonic() + self._backoff.pace)
+            outage = self._open[error.dependency]
+            outage.message = str(error)
+            outage.said.add((scope, holder))
+        if new:
+            log.warning("dependency down, intake paused", dependency=error.dependency, error=str(error))
+            self._on_change(error.dependency, True)
 
-    def _answers(self, probe: Callable[[], object]) -> bool:
+    def _reset(self, dependency: str, scope: str | None, holder: object) -> None:
+        with self._changed:
+            outage = self._open.get(dependency)
+            if outage is not None:
+                outage.said -= {(scope, holder), (scope, None)}
+            closed = outage is not None and not outage.said
+            if closed:
+                del self._open[dependency]
+                self._changed.notify_all()
+        if closed:
+            log.info("dependency is back", dependency=dependency)
+            self._on_change(dependency, False)
+
+    def _reset_all(self, dependencies: set[str], scope: str | None, holder: object) -> None:
+        for dependency in dependencies:
+            self._reset(dependency, scope, holder)
+
+    def _answers(
+        self, probe: Callable[[], object], dependency: str, beat: Callable[[], None], calling: Callable[[], None]
+    ) -> bool:
+        self.turn(dependency, beat)
+        calling()
         try:
             probe()
         except (ConfigError, FatalError):
@@ -203,15 +258,30 @@ class Breakers:
             return False  # a probe is no document: whatever is wrong with it is the dependency's
         return True
 
-    def _wait(self, seconds: float, beat: Callable[[], None]) -> None:
-        remaining = seconds
-        while remaining > 0:
+    def _rest(self, error: UnavailableError, failures: int, scope: str | None, beat: Callable[[], None]) -> None:
+        """Wait before a held call is tried again: as long as was asked, and then until it is woken or time is up."""
+        began = time.monotonic()
+        woken = self._wakings(error.dependency, scope)
+        asked = error.wait or 0.0
+        self._wait(began + asked, beat, lambda: False)
+        until = began + max(self._backoff.delay(failures), asked)
+        self._wait(until, beat, lambda: self._wakings(error.dependency, scope) != woken)
+
+    def _wakings(self, dependency: str, scope: str | None) -> int:
+        return self._woken[dependency, scope] + self._woken[dependency, None]
+
+    def _wait(self, until: float, beat: Callable[[], None], over: Callable[[], bool]) -> None:
+        """Wait for a time, or until ``over``, which must take no lock.
+
+        Raises:
+            Stopped: The daemon is stopping.
+        """
+        while (left := until - time.monotonic()) > 0:
             beat()
-            step = min(1.0, remaining)
-            if self._stop.wait(step):
-                raise Stopped("held call")
-            remaining -= step
-        if self._stop.is_set():
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopped or over(), min(1.0, left)):
+                    break
+        if self._stopped:
             raise Stopped("held call")
 
 

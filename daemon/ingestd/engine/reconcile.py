@@ -2,8 +2,10 @@
 
 The ledger is bound to a collection by the random id in the collection's properties. Another id voids it, and so does
 its own loss: it is rebuilt from the collection's rows, whose keys say what was embedded, so that nothing is embedded
-twice. After an unclean end, on a new boot, or when the collection has fewer rows than the ledger knows (Milvus Lite
-acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is relied on.
+twice. After an unclean end, on a new boot, or when the collection has another number of rows than the ledger knows
+(Milvus Lite acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is
+relied on. Rows that are then left over are known to nobody: the ledger is an older one, or lacks what it said last, and
+is rebuilt like one that was lost. They would stay for ever.
 """
 
 from __future__ import annotations
@@ -56,16 +58,30 @@ def reconcile(
     """
     collection = sink.collection
     if ledger.binding(collection) != identity:
-        entries = _entries(sink, beat)
-        ledger.bind(collection, identity, entries)
-        if entries:
-            log.warning("ledger rebuilt from Milvus", collection=collection, documents=len(entries))
-        return Reconciled(rebuilt=len(entries))
-    if not unclean and sink.count() >= ledger.rows(collection):
+        return _rebuild(ledger, sink, identity, _entries(sink, beat))
+    count = sink.count()
+    if not unclean and count == ledger.rows(collection):
         return Reconciled()
-    missing = sum(_verify(ledger, sink, batch, beat) for batch in _batches(ledger, collection))
+    missing = met = 0
+    for batch in _batches(ledger, collection):
+        gone, there = _verify(ledger, sink, batch, beat)
+        missing, met = missing + gone, met + there
     log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=missing)
+    if count > met:
+        # A server may count a row twice that two of its segments have: the rows themselves decide.
+        entries = _entries(sink, beat)
+        strangers = _strangers(ledger, entries)
+        if strangers:
+            log.warning("rows that the ledger does not know", collection=collection, rows=strangers)
+            return _rebuild(ledger, sink, identity, entries)
     return Reconciled(missing=missing)
+
+
+def _rebuild(ledger: Ledger, sink: Sink, identity: str, entries: list[Entry]) -> Reconciled:
+    ledger.bind(sink.collection, identity, entries)
+    if entries:
+        log.warning("ledger rebuilt from Milvus", collection=sink.collection, documents=len(entries))
+    return Reconciled(rebuilt=len(entries))
 
 
 def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
@@ -125,9 +141,9 @@ def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
     keys = 0
     for entry in ledger.collection_entries(collection):
-        if entry.present:
+        if entry.present or entry.doubtful:
             batch.append(entry)
-            keys += len(entry.present)
+            keys += len(entry.present) + len(entry.doubtful)
         if keys >= KEYS:
             yield batch
             batch, keys = [], 0
@@ -135,10 +151,26 @@ def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], beat: Callable[[], None]) -> int:
-    """Look these entries' keys up; those that are not there become doubtful. Return how many."""
+def _strangers(ledger: Ledger, entries: list[Entry]) -> int:
+    """Return how many of the rows that these entries were made of the ledger does not know, as their document's."""
+    strangers = 0
+    for at in range(0, len(entries), KEYS):
+        some = entries[at : at + KEYS]
+        known = ledger.entries([entry.key for entry in some])
+        for entry in some:
+            own = known.get(entry.key)
+            strangers += len(entry.present.keys() - (own.present.keys() | own.doubtful if own else frozenset()))
+    return strangers
+
+
+def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], beat: Callable[[], None]) -> tuple[int, int]:
+    """Look these entries' keys up; present ones that are not there become doubtful.
+
+    Returns:
+        How many those are, and how many of all keys are there, doubtful ones too.
+    """
     beat()
-    there = sink.existing([chunk_id for entry in entries for chunk_id in entry.present])
+    there = sink.existing([chunk_id for entry in entries for chunk_id in (*entry.present, *entry.doubtful)])
     changed, missing = [], 0
     for entry in entries:
         gone = entry.present.keys() - there
@@ -148,4 +180,4 @@ def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], beat: Callable[[],
             changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
     if changed:
         ledger.write_ahead(changed)
-    return missing
+    return missing, len(there)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import ConfigError, FatalError, UnavailableError
+from ingestd.errors import ConfigError, FatalError, Stopped, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -230,6 +230,8 @@ class Runner:
                     self._probe_collection(name, pipeline)
                 parts.pulse.busy("probe", "state and models", HEAL_LIMIT)
                 parts.heal()
+            except Stopped:
+                break
             except Exception as error:  # noqa: BLE001 - nothing is what it was when we started
                 parts.faults.fail("probe", error)
                 break
@@ -237,6 +239,7 @@ class Runner:
 
     def _probe_collection(self, name: str, pipeline: Pipeline) -> None:
         try:
+            self._parts.breakers.turn("milvus", lambda: None)
             pipeline.sink.probe()
             identity = pipeline.sink.identity()
         except UnavailableError as error:

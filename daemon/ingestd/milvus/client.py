@@ -2,7 +2,9 @@
 
 ``MilvusClient`` is the only class of pymilvus that is used: the ORM classes leave in 3.1. A client's own ``timeout``
 covers connecting alone, so every call here gets one of its own, and a server that is stopped never hangs a thread.
-pymilvus's waiting for rate limits is switched off: the daemon does its own retries, where the breaker sees them.
+pymilvus's own retries are switched off, for rate limits and for broken connections: it would ask a server that is in
+trouble every few seconds for as long as a call may take, and connect anew each time, while nothing here knows of an
+outage. The daemon does its own retries, where the breaker sees them, and gRPC's channel connects again by itself.
 
 Sharing pymilvus's connections by address was turned down (``dedicated=True``): Milvus Lite comes back on another port
 after a restart, and a channel to the old one must not linger in a registry.
@@ -17,7 +19,7 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 LOAD_SECONDS = 600.0
 """How long a collection may take to load: a large one takes minutes. Each question about it has its own timeout."""
+RECONNECT_MS = 5000
+"""The most that a channel whose server is gone waits before it tries to connect again."""
 _POLL_SECONDS = 0.2
 _importing = threading.Lock()
 
@@ -295,7 +299,7 @@ class Connection:
         config = self.config
         started = time.monotonic()
         try:
-            return MilvusClient(
+            client = MilvusClient(
                 uri=uri,
                 token=config.token.get_secret_value() if config.token else "",
                 user=config.user,
@@ -310,6 +314,9 @@ class Connection:
         finally:
             if self._observe is not None:
                 self._observe("connect", time.monotonic() - started)
+        # Called before each of its retries; what it raises ends the call. It has no option for that.
+        client._handler._on_rpc_error = _raise  # noqa: SLF001
+        return client
 
     def _drop(self) -> None:
         client, self._client, self._capabilities = self._client, None, None
@@ -348,12 +355,18 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
 def _channel(config: Config) -> dict[str, object]:
     """Return what pymilvus passes on to its gRPC channel."""
-    options: dict[str, object] = {}
+    # By itself gRPC waits two minutes before it connects again, in the end: an outage would be that much longer.
+    channel = {"grpc.initial_reconnect_backoff_ms": 1000, "grpc.max_reconnect_backoff_ms": RECONNECT_MS}
     if config.path is not None:
         # gRPC follows http_proxy even to the loopback address, and no proxy could reach our own child.
-        options["grpc_options"] = {"grpc.enable_http_proxy": 0}
+        channel["grpc.enable_http_proxy"] = 0
+    options: dict[str, object] = {"grpc_options": channel}
     if config.tls is None:
         return options
     files = config.tls

@@ -29,6 +29,8 @@ _CONNECT_FAILED = 2
 _NOT_READY = 1
 _CATCH_ALL = 65535
 _DENIED = frozenset({3, 7, 9, 11, 53})
+_LIMITED = frozenset({4, 8})
+"""Too many requests at once, or in a time."""
 _DOWN = frozenset({2, 4, 8, 12, 103, 106, 110, 202, 505, 507, 1002, 1003, 1807, 2200})
 _SET_UP = frozenset({100, 105, 200, 700, 800, 1400, 1401})
 _INPUT = frozenset({6, 1100, 1101, 1102})
@@ -128,7 +130,10 @@ def _by_status(seen: _Seen, message: str, request: Request) -> IngestError:
 def _by_code(seen: _Seen, message: str, request: Request) -> IngestError:
     message = f"{message} [code {seen.code}]"
     if seen.code in _DENIED:
-        return UnavailableError(DEPENDENCY, f"{message}, out of memory, disk or quota", wait=SLOWER_WAIT)
+        text = f"{message}, out of memory, disk or quota"
+        return UnavailableError(DEPENDENCY, text, wait=SLOWER_WAIT, refused=True)
+    if seen.code in _LIMITED:
+        return UnavailableError(DEPENDENCY, message, refused=True)
     if seen.code in _SET_UP:
         return ConfigError(f"milvus: {message}")
     if not seen.retriable and seen.code not in _DOWN and _is_input(seen, request):

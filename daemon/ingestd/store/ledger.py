@@ -149,6 +149,8 @@ def _pack_present(key: DocumentKey, present: Mapping[ChunkId, Digest]) -> bytes:
 
 
 def _unpack_present(packed: bytes) -> dict[ChunkId, Digest]:
+    if len(packed) % _PRESENT:
+        raise ValueError("rows of the ledger are 32 bytes each")
     return {packed[at : at + _ID].hex(): packed[at + _ID : at + _PRESENT] for at in range(0, len(packed), _PRESENT)}
 
 

@@ -4,18 +4,25 @@ Owns the three ways in: a new file is built aside and renamed into place, so tha
 made; a damaged one is set aside, to be looked at, and a new one takes its place; a sound one is taken to the current
 schema. Repairing a damaged file was turned down: what a repair brings back cannot be told from what it lost, while
 Milvus and the sources know the truth.
+
+SQLite's own check sees a broken structure, and not a byte that differs within a value. So a file that is closed gets a
+digest beside it, and one that has it must have it still. A file that was not closed (the process was killed) has none:
+its indexes are held against its tables, and all that is in it is read once; what its keys say is held against Milvus
+then anyway (``engine.reconcile``). A checksum for each record was turned down: every write would pay for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ingestd.errors import ConfigError
-from ingestd.store.connections import connect, connect_reader, is_damage, verdict_at_start
+from ingestd.store import dead_letters, ledger, retries, runs, seens
+from ingestd.store.connections import connect, connect_reader, is_damage, is_outage, verdict_at_start
 from ingestd.store.lock import unusable
 from ingestd.store.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
 
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 
 DATABASE = "ingestd.db"
 _SIDES = ("-wal", "-shm")
+_SEAL = ".sum"
+_PAGE = 1_000
 
 
 def make_directory(state_dir: Path) -> None:
@@ -53,6 +62,7 @@ def prepare(path: Path, now: float) -> Path | None:
     """
     try:
         set_aside = _set_aside(path, now) if _is_damaged(path) else None
+        _break_seal(path)
         if not path.exists():
             _create(path)
         with closing(connect(path)) as connection:
@@ -62,6 +72,18 @@ def prepare(path: Path, now: float) -> Path | None:
     except OSError as error:
         raise ConfigError(unusable(path.parent, error)) from error
     return set_aside
+
+
+def seal(path: Path) -> None:
+    """Leave the digest of a database that was closed beside it, if the disk takes it.
+
+    One whose log could not be emptied gets none: it is checked like one that was not closed.
+    """
+    unfinished = _side(path, f"{_SEAL}.new")
+    with suppress(OSError):
+        if not _side(path, "-wal").exists():
+            unfinished.write_text(_digest(path))
+            unfinished.rename(_side(path, _SEAL))
 
 
 def check_readable(path: Path) -> None:
@@ -94,14 +116,50 @@ def _is_damaged(path: Path) -> bool:
         return any(_side(path, side).exists() for side in _SIDES)
     if path.stat().st_size == 0:  # never so by our hand (see _create)
         return True
+    sealed = _side(path, _SEAL).exists() and not _side(path, "-wal").exists()
+    if sealed and _side(path, _SEAL).read_text() != _digest(path):
+        return True
     try:
         with closing(connect(path)) as connection:
-            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            (answer,) = connection.execute(f"PRAGMA {'quick' if sealed else 'integrity'}_check(1)").fetchone()
+            return bool(answer != "ok") or not (sealed or _is_legible(connection))
     except sqlite3.Error as error:
         if is_damage(error):
             return True
         raise
-    return bool(answer != "ok")
+
+
+def _is_legible(connection: sqlite3.Connection) -> bool:
+    """Return whether everything that is in the file can be read: whatever cannot would end each run that comes to it.
+
+    Raises:
+        sqlite3.Error: The disk does not answer.
+    """
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID or version != len(MIGRATIONS):
+        return True  # another program's, or of another version: its columns are others
+    try:
+        runs.last(connection)
+        for (collection,) in connection.execute("SELECT DISTINCT collection FROM entries").fetchall():
+            after, entries = ledger.page(connection, collection, 0, _PAGE)[::-1]
+            while entries:
+                after, entries = ledger.page(connection, collection, after, _PAGE)[::-1]
+        for (source,) in connection.execute("SELECT DISTINCT source FROM seens").fetchall():
+            last, seen = seens.page(connection, source, None, ("", ""), _PAGE)[::-1]
+            while seen:
+                last, seen = seens.page(connection, source, None, last, _PAGE)[::-1]
+        retries.soonest(connection, float("inf"), None)
+        letters = dead_letters.page(connection, 0, _PAGE, data=False)
+        while letters:
+            letters = dead_letters.page(connection, letters[-1].id, _PAGE, data=False)
+    except sqlite3.Error as error:
+        if is_outage(error):
+            raise
+        return False  # a text that is no UTF-8, for one
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return False
+    return True
 
 
 def _set_aside(path: Path, now: float) -> Path:
@@ -135,6 +193,18 @@ def _create(path: Path) -> None:
         unfinished.unlink(missing_ok=True)
         raise
     _sync_directory(path)
+
+
+def _break_seal(path: Path) -> None:
+    """Take the digest away, before anything is written: left there, the next start would see damage."""
+    if _side(path, _SEAL).exists():
+        _side(path, _SEAL).unlink()
+        _sync_directory(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _side(path: Path, side: str) -> Path:

@@ -48,11 +48,11 @@ def boot_id() -> str | None:
 
 def begin(connection: sqlite3.Connection, *, boot: str | None, pid: int, now: float) -> Unclean | None:
     """Note that a run begins; return what is in doubt from the one before, if anything is."""
-    last = _last(connection)
+    before = last(connection)
     unclean = None
-    if last is not None:
-        rebooted = boot is None or last.boot != boot
-        unclean = Unclean(crashed=not last.ended, rebooted=rebooted, unverified=last.ended and last.doubt)
+    if before is not None:
+        rebooted = boot is None or before.boot != boot
+        unclean = Unclean(crashed=not before.ended, rebooted=rebooted, unverified=before.ended and before.doubt)
     doubt = unclean is not None and (unclean.crashed or unclean.rebooted or unclean.unverified)
     _write(connection, _Run(boot=boot, pid=pid, started_at=now, ended=False, doubt=doubt))
     return unclean if doubt else None
@@ -69,12 +69,13 @@ def end(connection: sqlite3.Connection) -> None:
 
 
 def _amend(connection: sqlite3.Connection, **changes: bool) -> None:
-    last = _last(connection)
-    if last is not None:
-        _write(connection, _Run(**{**asdict(last), **changes}))
+    before = last(connection)
+    if before is not None:
+        _write(connection, _Run(**{**asdict(before), **changes}))
 
 
-def _last(connection: sqlite3.Connection) -> _Run | None:
+def last(connection: sqlite3.Connection) -> _Run | None:
+    """Return the run that began last, if any did."""
     row = connection.execute("SELECT value FROM meta WHERE key = 'run'").fetchone()
     return None if row is None else _Run(**json.loads(row[0]))
 

@@ -21,7 +21,7 @@ from ingestd.errors import FatalError
 from ingestd.store import dead_letters, holdings, ledger, retries, runs, seens, settlement
 from ingestd.store.connections import Readers, verdict_at_start
 from ingestd.store.lock import StateLock
-from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare
+from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare, seal
 from ingestd.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ class SqliteStore:
             self._readers.close()
             if self._writer is not None:
                 self._writer.stop()
+                seal(self._path)
             if self._lock is not None:
                 self._lock.release()
 

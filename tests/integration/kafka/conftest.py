@@ -137,7 +137,7 @@ class Engine:
         self.source: KafkaSource = config.build(SOURCE, Scope(self.store))
         self.stop = threading.Event()
         self.pulse = Pulse(self.clock)
-        self.breakers = Breakers(backoff=Backoff(0.05, 0.2))
+        self.breakers = Breakers(backoff=Backoff(0.05, 0.2, 0.05))
         self._channel: Channel[Event] = Channel("stage", None)
         self.lanes = Lanes(
             self._channel, max_events=most, max_bytes=1 << 30, is_open=lambda: self.breakers.passes(COLLECTION)
