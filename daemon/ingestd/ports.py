@@ -437,10 +437,15 @@ class Sink(Protocol):
         """Yield every row of the collection: what a ledger is rebuilt from."""
         ...
 
-    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+    def held(self, documents: Sequence[str], *, closely: bool = False) -> Mapping[str, Held]:
         """Return what is there of these documents, rows and tombstones, read with Strong consistency.
 
         Documents of which there is nothing are left out.
+
+        Args:
+            documents: Their ids.
+            closely: Whether each row's text is held against its key, and keys are looked for that are there twice:
+                ``Held.details``. It moves the texts.
         """
         ...
 
