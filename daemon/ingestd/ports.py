@@ -566,6 +566,20 @@ class Store(Ledger, SeenStore, Protocol):
         """
         ...
 
+    def parked_of(self, collection: str, documents: Sequence[str]) -> frozenset[str]:
+        """Return those of these documents that have events in the retry queue."""
+        ...
+
+    def mend(self, entries: Sequence[Entry], parked: Sequence[Parked]) -> Mapping[str, int]:
+        """Put entries right, and have their documents' events brought back, in one transaction.
+
+        An event takes the place of what waits for the same document, source and position.
+
+        Returns:
+            How many events wait beyond those that did, by source.
+        """
+        ...
+
     def whole(self, parked: Parked) -> Parked:
         """Return a parked event with the copy of its record, if one is kept."""
         ...
