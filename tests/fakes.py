@@ -18,6 +18,7 @@ from ingestd.milvus.expression import keepable
 from ingestd.milvus.holdings import Holdings
 from ingestd.milvus.schema import LONGEST_DOCUMENT_ID
 from ingestd.model import (
+    Again,
     Content,
     Document,
     DocumentKey,
@@ -45,7 +46,7 @@ from ingestd.stages.write import Write
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -460,6 +461,8 @@ class ListSource:
         self.outcomes: list[Outcome] = []
         self.held: list[Check] = []
         """Checks to report."""
+        self.late: frozenset[str] = frozenset()
+        """Documents that it has not come to."""
         self.end: Callable[[Intake], None] = lambda _intake: None
         """What it does after it has handed in its events."""
 
@@ -493,6 +496,24 @@ class ListSource:
     def probe(self) -> Sequence[Check]:
         """Return nothing."""
         return ()
+
+    def survey(self) -> None:
+        """It cannot be looked at again."""
+
+    def look(self) -> int:
+        """It has nothing to look at."""
+        return 0
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return what the test put there."""
+        return self.late & frozenset(documents)
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield the documents of its events of just these versions."""
+        for event in self.events:
+            document = event.key.document_id
+            if document in versions and versions[document] == event.version:
+                yield Again(document, event.position, event.record)
 
     def confirm(self) -> int:
         """Hold nothing."""

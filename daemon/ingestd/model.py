@@ -461,6 +461,15 @@ class Parked:
     Empty: it waits here and nowhere else."""
 
 
+class Again(NamedTuple):
+    """What brings a document once more, for its rows to be mended."""
+
+    document_id: str
+    position: str
+    record: Record | None
+    """The record that made the version that it has; None: the source looks at the document itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """An event that failed for good, with all that is needed to see why and to try it again."""

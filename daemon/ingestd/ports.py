@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ingestd.metrics import SourceMetrics
     from ingestd.model import (
+        Again,
         Check,
         ChunkId,
         Content,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         VectorKind,
         Vectors,
         Verdict,
+        Version,
     )
 
 R = TypeVar("R")
@@ -165,12 +167,69 @@ class Source(Protocol):
         """
         ...
 
+    def survey(self) -> Survey | None:
+        """Return a look at all that is there now, whether or not the source runs; None: it cannot be looked at again.
+
+        A topic cannot: what it says of a document may have been dropped long ago.
+        """
+        ...
+
+    def look(self) -> int:
+        """Have the running source look at all that is there, soon; return the number of that look, for ``behind``."""
+        ...
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return those of these documents that the running source has not come to, as of a look that was asked for.
+
+        All of them as long as that has not ended; then those that it found to need something and has not handed in, or
+        that are not settled. What is held until somebody confirms it does not count. Called from any thread.
+        """
+        ...
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield, of documents whose rows are to be mended, what brings them again; those that are gone are left out.
+
+        Args:
+            versions: By document, the version that it has. Where the source can be looked at again it does not count.
+
+        Raises:
+            UnavailableError: It cannot be said now.
+        """
+        ...
+
     def confirm(self) -> int:
         """Let deletes go on that were held because there were too many at once; return how many were held."""
         ...
 
     def letter_topic(self) -> LetterTopic | None:
         """Return where this source's dead letters are kept; None: in the state."""
+        ...
+
+
+class Survey(Protocol):
+    """All that is there now of a source that can be looked at again. Changes nothing. Not for several threads.
+
+    Every call raises UnavailableError where nothing can be said: a folder that is not mounted is not empty.
+    """
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield (document, signature) of everything that is there."""
+        ...
+
+    def owns(self, document: str) -> bool:
+        """Return whether a document of that id can be this source's."""
+        ...
+
+    def signature(self, document: str) -> str | None:
+        """Return a document's signature; None: it is not there."""
+        ...
+
+    def digest(self, document: str) -> str | None:
+        """Return the ``Content.digest`` of a document as it is now; None: it is changing, or gone.
+
+        Raises:
+            DocumentError: It cannot be read, and why.
+        """
         ...
 
 
