@@ -15,15 +15,16 @@ import numpy as np
 from ingestd.engine.breaker import Backoff, Breakers
 from ingestd.errors import Difficult, DocumentError, UnavailableError
 from ingestd.milvus.expression import keepable
+from ingestd.milvus.holdings import Holdings
 from ingestd.milvus.schema import LONGEST_DOCUMENT_ID
 from ingestd.model import (
+    Again,
     Content,
     Document,
     DocumentKey,
     Event,
     Extracted,
     Fingerprints,
-    Held,
     Hit,
     ModelInfo,
     Op,
@@ -45,7 +46,7 @@ from ingestd.stages.write import Write
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         ChunkId,
         DeadLetter,
         Embedded,
+        Held,
         Metadata,
         Parked,
         Role,
@@ -152,6 +154,8 @@ class MemorySink:
         self.rows: dict[ChunkId, Row] = {}
         self.tombstones: dict[str, Version] = {}
         """By document."""
+        self.copies: dict[ChunkId, int] = {}
+        """Keys that somebody inserted once more."""
         self.history: list[Step] = []
         self.made: str | None = "made once"
         """The collection's random id; None: somebody dropped it."""
@@ -173,6 +177,7 @@ class MemorySink:
         for row in rows:
             self.before("row", [row.id])
             self.rows[row.id] = row
+            self.copies.pop(row.id, None)
         self._end("upsert", [row.id for row in rows])
 
     def rewrite(self, rows: Sequence[Row], *, allow: Callable[[], None] = always) -> frozenset[ChunkId]:
@@ -193,6 +198,7 @@ class MemorySink:
         for chunk_id in ids:
             self.before("row", [chunk_id])
             self.rows.pop(chunk_id, None)
+            self.copies.pop(chunk_id, None)
         self._end("delete", ids)
 
     def existing(self, ids: Sequence[ChunkId]) -> frozenset[ChunkId]:
@@ -206,24 +212,16 @@ class MemorySink:
         for row in list(self.rows.values()):
             yield StoredRow(row.id, row.document_id, Version(row.version, row.domain), row.source)
 
-    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+    def held(self, documents: Sequence[str], *, closely: bool = False) -> Mapping[str, Held]:
         """Return what is there of these documents."""
         self._call("held", documents)
+        found = Holdings(closely=closely)
+        for row in self.rows.values():
+            found.add(row)
+        found.repeated(self.copies)
         buried = self.tombstones if self.shared else {}
-        held = {}
-        for document in documents:
-            rows = [row for row in self.rows.values() if row.document_id == document]
-            first = min(rows, key=lambda row: (row.chunk_index, -row.version), default=None)
-            if first is not None or document in buried:
-                held[document] = Held(
-                    rows={row.id: row.digest() for row in rows},
-                    versions=frozenset(Version(row.version, row.domain) for row in rows),
-                    made={row.id: Version(row.version, row.domain) for row in rows},
-                    firsts=frozenset(Version(row.version, row.domain) for row in rows if row.chunk_index == 0),
-                    source=first.source if first is not None else "",
-                    tombstone=buried.get(document),
-                )
-        return held
+        held = {document: found.of(document, buried.get(document)) for document in documents}
+        return {document: there for document, there in held.items() if there is not None}
 
     def bury(self, tombstones: Sequence[Tombstone]) -> None:
         """Note deletes, where there are other members."""
@@ -467,6 +465,8 @@ class ListSource:
         self.outcomes: list[Outcome] = []
         self.held: list[Check] = []
         """Checks to report."""
+        self.late: frozenset[str] = frozenset()
+        """Documents that it has not come to."""
         self.end: Callable[[Intake], None] = lambda _intake: None
         """What it does after it has handed in its events."""
 
@@ -500,6 +500,24 @@ class ListSource:
     def probe(self) -> Sequence[Check]:
         """Return nothing."""
         return ()
+
+    def survey(self) -> None:
+        """It cannot be looked at again."""
+
+    def look(self) -> int:
+        """It has nothing to look at."""
+        return 0
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return what the test put there."""
+        return self.late & frozenset(documents)
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield the documents of its events of just these versions."""
+        for event in self.events:
+            document = event.key.document_id
+            if document in versions and versions[document] == event.version:
+                yield Again(document, event.position, event.record)
 
     def confirm(self) -> int:
         """Hold nothing."""

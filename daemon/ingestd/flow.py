@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
+DAY = 86_400
 SWEEP_SECONDS = 21_600.0
 """Between two looks for old tombstones."""
 FIRST_STEP = "opening the state"
@@ -98,6 +99,10 @@ class Daemon:
     sources: Mapping[str, Source]
     shared: frozenset[str]
     """The collections that other members write too."""
+    own: frozenset[str]
+    """The sources whose documents only this daemon writes, whatever the collection."""
+    forgets_after: float
+    """Seconds after which other members' deletes are forgotten."""
     refresh: Callable[[], None]
     """Bring the gauges up to date."""
 
@@ -320,6 +325,8 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         pipelines=pipelines,
         sources=sources,
         shared=frozenset(name for name in settings.collections if is_shared(settings, name)),
+        own=frozenset(name for name, plugin in settings.sources.items() if not getattr(plugin.config, "shared", False)),
+        forgets_after=settings.milvus.tombstone_days * DAY,
         refresh=lambda: _refresh(ground, tally, sources, pipelines),
     )
 
@@ -403,6 +410,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             fields=configured.fields,
             validate=prepared.sink.validate,
             max_chunks=limits.max_chunks,
+            kept=prepared.sink.kept,
         ),
         embed=Embed(fields, window=settings.embedding.window, patience=patience("embed")),
         window=settings.embedding.window,
@@ -456,7 +464,7 @@ class Sweep:
         """
         if self.clock.monotonic() < self.due:
             return
-        swept = self.sink.sweep(int((self.clock.time() - self.days * 86_400) * 1000))
+        swept = self.sink.sweep(int((self.clock.time() - self.days * DAY) * 1000))
         self.due = self.clock.monotonic() + SWEEP_SECONDS
         if swept:
             log.info("old tombstones deleted", collection=self.sink.collection, tombstones=swept)

@@ -461,6 +461,15 @@ class Parked:
     Empty: it waits here and nowhere else."""
 
 
+class Again(NamedTuple):
+    """What brings a document once more, for its rows to be mended."""
+
+    document_id: str
+    position: str
+    record: Record | None
+    """The record that made the version that it has; None: the source looks at the document itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """An event that failed for good, with all that is needed to see why and to try it again."""
@@ -498,6 +507,19 @@ class StoredRow:
     source: str
 
 
+class Detail(NamedTuple):
+    """What a close look at a row tells beside its digest."""
+
+    place: int
+    source: str
+    said: Digest
+    """Of all that the rows of one document have in common: its source, declared fields and metadata."""
+    genuine: bool
+    """Whether its text is the one that its key stands for."""
+    copies: int = 1
+    """How often its key is there: a server keeps two rows where somebody inserts a key again, and answers with one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """What Milvus holds of a document: what is relied on where the ledger is not."""
@@ -514,6 +536,13 @@ class Held:
     """The version of each row."""
     firsts: frozenset[Version] = frozenset()
     """The versions of its first chunk: of several rows, where a version was left half written."""
+    details: Mapping[ChunkId, Detail] = field(default_factory=dict)
+    """Of each row, where they were looked at closely."""
+
+    @property
+    def spoilt(self) -> frozenset[ChunkId]:
+        """Rows that are not what their keys say, or are there more than once: none can be reused."""
+        return frozenset(at for at, detail in self.details.items() if not detail.genuine or detail.copies > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -671,9 +700,31 @@ def chunk_ids(document_id: str, texts: Iterable[str]) -> list[ChunkId]:
         occurrence = occurrences[text]
         occurrences[text] += 1
         hasher = document.copy()
-        hasher.update(_prefixed(text) + _prefixed(str(occurrence)))
-        ids.append(hasher.hexdigest()[:32])
+        hasher.update(_prefixed(text))
+        ids.append(_chunk_id(hasher, occurrence))
     return ids
+
+
+class ChunkKeys:
+    """The keys that a text can have in a document: one for each time that it is there. Keeps no text.
+
+    Args:
+        document_id: The document.
+        text: What the embedder sees.
+    """
+
+    def __init__(self, document_id: str, text: str) -> None:
+        self._hasher = hashlib.sha256(_prefixed(str(CHUNK_ID_SCHEME)) + _prefixed(document_id) + _prefixed(text))
+
+    def __getitem__(self, occurrence: int) -> ChunkId:
+        """Return the key of the text's first (0), second (1), … occurrence."""
+        return _chunk_id(self._hasher, occurrence)
+
+
+def _chunk_id(hasher: hashlib._Hash, occurrence: int) -> ChunkId:
+    complete = hasher.copy()
+    complete.update(_prefixed(str(occurrence)))
+    return complete.hexdigest()[:32]
 
 
 def _prefixed(text: str) -> bytes:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
+from ingestd.audit.looking import Feeds
+from ingestd.audit.mending import Mender
 from ingestd.errors import ConfigError
-from ingestd.model import Role, SparseVectors, VectorKind
+from ingestd.model import DocumentKey, Role, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -152,6 +154,12 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
     def embed(arguments: Mapping[str, Json]) -> Json:
         return embedded(daemon.embedders, arguments)
 
+    def mend(arguments: Mapping[str, Json]) -> Json:
+        collection = _collection(daemon, arguments)
+        done = menders[collection].mend(_texts(arguments, "documents"), frozenset(_texts(arguments, "files")))
+        return {document: {"done": mended.done.value, "why": mended.why} for document, mended in done.items()}
+
+    menders = {name: _mender(daemon, name) for name in daemon.pipelines}
     return {
         "status": lambda _arguments: status(daemon),
         "models": lambda _arguments: {name: _model(embedder.info()) for name, embedder in daemon.embedders.items()},
@@ -161,7 +169,41 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
         "hasten": hasten,
         "forget": forget_here,
         "confirm": confirm,
+        "look": lambda _arguments: {name: source.look() for name, source in daemon.sources.items()},
+        "unsettled": lambda arguments: cast("Json", sorted(_unsettled(daemon, arguments))),
+        "mend": mend,
     }
+
+
+def _mender(daemon: Daemon, collection: str) -> Mender:
+    """Make what mends the documents of a collection."""
+    pipeline = daemon.pipelines[collection]
+    sources = {name: source for name, source in daemon.sources.items() if source.collection == collection}
+    return Mender(
+        pipeline.sink,
+        daemon.store,
+        pipeline.lanes,
+        feeds=Feeds(frozenset(sources), daemon.own & sources.keys(), collection in daemon.shared),
+        sources=sources,
+        requeued=daemon.tally.requeue,
+        clock=daemon.clock,
+        forgets_after=daemon.forgets_after,
+    )
+
+
+def _unsettled(daemon: Daemon, arguments: Mapping[str, Json]) -> set[str]:
+    """Return the documents that something is under way for; of those whose files count, also what is yet to come."""
+    collection, documents = _collection(daemon, arguments), _texts(arguments, "documents")
+    files, looks = _texts(arguments, "files"), arguments.get("looks")
+    busy = daemon.pipelines[collection].lanes.busy(DocumentKey(collection, document) for document in documents)
+    found = {key.document_id for key in busy} | daemon.store.parked_of(collection, documents)
+    for name, source in daemon.sources.items():
+        survey = source.survey() if files and source.collection == collection else None
+        if survey is not None:
+            look = looks.get(name, 0) if isinstance(looks, dict) else 0
+            number = look if isinstance(look, int) else 0
+            found |= source.behind([document for document in files if survey.owns(document)], number)
+    return found
 
 
 def status(daemon: Daemon) -> dict[str, Json]:
@@ -225,6 +267,22 @@ def _ids(arguments: Mapping[str, Json]) -> list[int]:
     if not isinstance(ids, list) or not all(type(number) is int and 0 <= number < 1 << 63 for number in ids):
         raise ConfigError("ids: must be a list of dead letters' numbers")
     return cast("list[int]", ids)
+
+
+def _collection(daemon: Daemon, arguments: Mapping[str, Json]) -> str:
+    name = _name(arguments, "collection")
+    if name not in daemon.pipelines:
+        raise ConfigError(
+            f"the running daemon has no collection {name!r}; it has {', '.join(sorted(daemon.pipelines))}"
+        )
+    return name
+
+
+def _texts(arguments: Mapping[str, Json], key: str) -> list[str]:
+    texts = arguments.get(key)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{key}: must be a list of documents")
+    return cast("list[str]", texts)
 
 
 def _name(arguments: Mapping[str, Json], key: str) -> str:

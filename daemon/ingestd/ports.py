@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ingestd.metrics import SourceMetrics
     from ingestd.model import (
+        Again,
         Check,
         ChunkId,
         Content,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         VectorKind,
         Vectors,
         Verdict,
+        Version,
     )
 
 R = TypeVar("R")
@@ -165,12 +167,69 @@ class Source(Protocol):
         """
         ...
 
+    def survey(self) -> Survey | None:
+        """Return a look at all that is there now, whether or not the source runs; None: it cannot be looked at again.
+
+        A topic cannot: what it says of a document may have been dropped long ago.
+        """
+        ...
+
+    def look(self) -> int:
+        """Have the running source look at all that is there, soon; return the number of that look, for ``behind``."""
+        ...
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return those of these documents that the running source has not come to, as of a look that was asked for.
+
+        All of them as long as that has not ended; then those that it found to need something and has not handed in, or
+        that are not settled. What is held until somebody confirms it does not count. Called from any thread.
+        """
+        ...
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield, of documents whose rows are to be mended, what brings them again; those that are gone are left out.
+
+        Args:
+            versions: By document, the version that it has. Where the source can be looked at again it does not count.
+
+        Raises:
+            UnavailableError: It cannot be said now.
+        """
+        ...
+
     def confirm(self) -> int:
         """Let deletes go on that were held because there were too many at once; return how many were held."""
         ...
 
     def letter_topic(self) -> LetterTopic | None:
         """Return where this source's dead letters are kept; None: in the state."""
+        ...
+
+
+class Survey(Protocol):
+    """All that is there now of a source that can be looked at again. Changes nothing. Not for several threads.
+
+    Every call raises UnavailableError where nothing can be said: a folder that is not mounted is not empty.
+    """
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield (document, signature) of everything that is there."""
+        ...
+
+    def owns(self, document: str) -> bool:
+        """Return whether a document of that id can be this source's."""
+        ...
+
+    def signature(self, document: str) -> str | None:
+        """Return a document's signature; None: it is not there."""
+        ...
+
+    def digest(self, document: str) -> str | None:
+        """Return the ``Content.digest`` of a document as it is now; None: it is changing, or gone.
+
+        Raises:
+            DocumentError: It cannot be read, and why.
+        """
         ...
 
 
@@ -442,10 +501,15 @@ class Sink(Protocol):
         """Yield every row of the collection: what a ledger is rebuilt from."""
         ...
 
-    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+    def held(self, documents: Sequence[str], *, closely: bool = False) -> Mapping[str, Held]:
         """Return what is there of these documents, rows and tombstones, read with Strong consistency.
 
         Documents of which there is nothing are left out.
+
+        Args:
+            documents: Their ids.
+            closely: Whether each row's text is held against its key, and keys are looked for that are there twice:
+                ``Held.details``. It moves the texts.
         """
         ...
 
@@ -563,6 +627,20 @@ class Store(Ledger, SeenStore, Protocol):
             now: Seconds since 1970.
             source: Only those of this source; None: all.
             positions: Only those of these positions of the source; None: all.
+        """
+        ...
+
+    def parked_of(self, collection: str, documents: Sequence[str]) -> frozenset[str]:
+        """Return those of these documents that have events in the retry queue."""
+        ...
+
+    def mend(self, entries: Sequence[Entry], parked: Sequence[Parked]) -> Mapping[str, int]:
+        """Put entries right, and have their documents' events brought back, in one transaction.
+
+        An event takes the place of what waits for the same document, source and position.
+
+        Returns:
+            How many events wait beyond those that did, by source.
         """
         ...
 

@@ -126,7 +126,7 @@ class CountingSink:
         """Yield nothing."""
         return iter(())
 
-    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+    def held(self, documents: Sequence[str], *, closely: bool = False) -> Mapping[str, Held]:
         """Know of none."""
         del documents
         return {}

@@ -13,6 +13,7 @@ import pytest
 from tests.contract.test_sink import (
     base,
     some,
+    test_a_close_look,
     test_a_delete_is_remembered,
     test_a_key_twice_is_refused,
     test_an_upsert_again_changes_nothing,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "base",
     "some",
+    "test_a_close_look",
     "test_a_delete_is_remembered",
     "test_a_key_twice_is_refused",
     "test_an_upsert_again_changes_nothing",

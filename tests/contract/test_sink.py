@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ingestd.errors import DocumentError
-from ingestd.model import Held, SparseVector, SparseVectors, Tombstone, Version
+from ingestd.model import Held, SparseVector, SparseVectors, Tombstone, Version, chunk_ids
 from ingestd.sinks.milvus import MilvusSink
 
 if TYPE_CHECKING:
@@ -196,6 +196,62 @@ def test_held_of_a_version_that_was_left_half_written(sink: MilvusSink, target: 
     assert held == Held(digests, frozenset({old, new}), "new", made=versions, firsts=firsts)
     sink.delete([row.id for row in rows])
     assert sink.held([f"half of {base}"]) == {}
+
+
+def _document(target: Target, base: int, *texts: str) -> list[Row]:
+    """Return the rows of a document whose keys are those of its texts."""
+    document = f"close {base}"
+    ids = chunk_ids(document, texts)
+    return [
+        target.row(base + n, id=at, document_id=document, chunk_index=n, text=text)
+        for n, (at, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+
+
+def test_a_close_look(sink: MilvusSink, target: Target, base: int) -> None:
+    """Places, and whether texts stand for their keys; a text that somebody changed is told, and what else is held."""
+    rows = _document(target, base, "one", "two", "one", "a\x00b é😀\n")
+    sink.upsert(rows)
+    (found,) = sink.held([rows[0].document_id], closely=True).values()
+    assert replace(found, details={}) == _expected(rows, rows[0].document_id)
+    assert {row.id: (row.chunk_index, row.source, True, 1) for row in rows} == {
+        at: (detail.place, detail.source, detail.genuine, detail.copies) for at, detail in found.details.items()
+    }
+    sink.upsert([replace(rows[1], text="zwei")])
+    (found,) = sink.held([rows[0].document_id], closely=True).values()
+    assert {rows[1].id} == found.spoilt
+    sink.delete([row.id for row in rows])
+
+
+@pytest.mark.milvus
+def test_a_key_that_somebody_inserted_again(server_target: Target, base: int) -> None:
+    """A server answers with one of the two rows: the count tells, also where the other is another document's."""
+    sink = MilvusSink(server_target.connection, server_target.wanted("repeated"))
+    sink.prepare()
+    rows = _document(server_target, base, *(f"chunk {n}" for n in range(20)))
+    sink.upsert(rows)
+    document = rows[0].document_id
+    assert frozenset() == sink.held([document], closely=True)[document].spoilt
+    stored = _read(sink, server_target, [row.id for row in rows])
+    again = [
+        {**stored[rows[3].id], "text": "another"},
+        {**stored[rows[11].id], "document_id": "another"},
+        stored[rows[11].id],
+    ]
+    server_target.connection.call("insert", sink.collection, doing="inserting", data=again)
+    held = sink.held([document], closely=True)[document]
+    copies = {at: detail.copies for at, detail in held.details.items() if detail.copies > 1}
+    assert copies == {rows[3].id: 2, rows[11].id: 3}
+    assert held.spoilt >= copies.keys()
+    assert held.rows.keys() == {row.id for row in rows}
+    sink.upsert([rows[3], rows[11]])
+    held = sink.held([document], closely=True)[document]
+    assert (frozenset(), {row.id: row.digest() for row in rows}) == (held.spoilt, held.rows)
+
+
+def test_numbers_come_back_as_they_are_kept(sink: MilvusSink) -> None:
+    """Only where a field is declared with a type that cannot tell some from others is a value another one."""
+    assert (2000, "en", None) == (sink.kept("year", 2000), sink.kept("lang", "en"), sink.kept("lang", None))
 
 
 def test_a_delete_is_remembered(sink: MilvusSink, some: list[Row], base: int) -> None:

@@ -798,6 +798,40 @@ def test_an_original_that_is_left_out_leaves_its_record_out(store: SqliteStore) 
 # All together
 
 
+def test_what_is_known_of_some_documents(store: SqliteStore) -> None:
+    """Which of many wait, which have dead letters, and what was seen of them: in their collection, past 500 of them."""
+    elsewhere = replace(upsert("c"), key=DocumentKey("notes", "c"))
+    store.settle([retrying(upsert("a")), dead(upsert("b", signature="stat")), retrying(elsewhere)], FINGERPRINTS)
+    store.settle([dead(replace(elsewhere, key=DocumentKey("notes", "d")))], FINGERPRINTS)
+    names = [*(f"none{at}" for at in range(600)), "a", "b", "c", "d", "a"]
+    assert {"a"} == store.parked_of("articles", names)
+    assert {"c"} == store.parked_of("notes", names)
+    assert {"b"} == store.letters_of("articles", names)
+    assert {"d"} == store.letters_of("notes", names)
+    seen = Seen("inbox", "b", "stat", Verdict.DEAD_LETTERED, "configuration")
+    assert store.seen_of("inbox", "articles", names) == {"b": seen}
+    assert store.seen_of("inbox", "notes", names) == store.seen_of("other", "articles", names) == {}
+    assert (store.parked_of("articles", []), store.letters_of("articles", [])) == (frozenset(), frozenset())
+
+
+def test_mending_puts_entries_right_and_parks_their_events(store: SqliteStore) -> None:
+    """Both or neither; an event takes the place of what waits there, and what is counted waits in addition."""
+    first, second = upsert("a", version=1), upsert("b", version=2)
+    store.settle([written(first), written(second), retrying(upsert("b", version=2))], FINGERPRINTS)
+    right = [entry(event, present=1, doubtful=1) for event in (first, second)]
+    again = [
+        Parked(event.key, Op.UPSERT, "inbox", event.position, 1, NOW, NOW, BAD, event.version, RECORDS[0])
+        for event in (first, second)
+    ]
+    assert store.mend(right, again) == {"inbox": 1}
+    assert store.entries([first.key, second.key]) == {each.key: each for each in right}
+    assert {each.key: store.whole(each) for each in store.parked()} == {each.key: each for each in again}
+    assert store.mend([], []) == {}
+    with pytest.raises(ValueError, match="16 bytes"):
+        store.mend([replace(right[0], present={chunk("a"): b"short"})], [replace(again[0], position="elsewhere")])
+    assert len(store.parked()) == 2
+
+
 def test_a_settlement_is_whole_or_not_at_all(store: SqliteStore) -> None:
     """When one outcome of a batch cannot be stored, none is, and the store goes on."""
     good = written(upsert("a", signature="s"))

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes import upsert
+from tests.fakes import COLLECTION, upsert
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
 from ingestd.errors import Stopped
+from ingestd.model import DocumentKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,3 +228,39 @@ def test_a_parked_event_does_not_wait_for_a_breaker() -> None:
     full.stop()
     with pytest.raises(Stopped):
         resume(full, upsert("a", "x", 1))
+
+
+def test_a_lane_that_is_held_begins_nothing() -> None:
+    """What comes meanwhile waits, in order, and begins when it is let go; what is under way cannot be held."""
+    lanes, out = make()
+    submit(lanes, upsert("a", "1", 1))
+    assert [event.position for event in taken(out)] == ["topic/0@1"]
+    keys = [DocumentKey(COLLECTION, name) for name in "abc"]
+    assert lanes.hold(keys) == frozenset(keys[1:])
+    assert lanes.busy(keys) == frozenset(keys)
+    assert lanes.hold(keys) == frozenset()
+    submit(lanes, upsert("b", "1", 2), upsert("b", "2", 3), upsert("d", "1", 4))
+    assert [event.position for event in taken(out)] == ["topic/0@4"]
+    assert not resume(lanes, upsert("c", "1", 5))
+    lanes.let_go(keys[1:])
+    (begun,) = taken(out)
+    assert begun.position == "topic/0@2"
+    assert lanes.busy(keys) == frozenset(keys[:2])
+    lanes.release([begun])
+    assert [event.position for event in taken(out)] == ["topic/0@3"]
+    assert resume(lanes, upsert("c", "1", 5))
+
+
+def test_a_held_lane_counts_as_no_event() -> None:
+    """It takes nothing of the budget, and a stop neither waits for it nor trips over it."""
+    lanes, out = make(events=1)
+    (key,) = lanes.hold([DocumentKey(COLLECTION, "a")])
+    assert lanes.wait_idle(0.0)
+    submit(lanes, upsert("b", "1", 1))
+    assert len(taken(out)) == 1
+    lanes.release([upsert("b", "1", 1)])
+    submit(lanes, upsert("a", "1", 2))
+    assert lanes.stop() == 1
+    lanes.let_go([key])
+    assert lanes.wait_idle(0.0)
+    assert taken(out) == []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ingestd.model import Event, Extracted, Span
+    from ingestd.model import Event, Extracted, Json, Span
 
 
 @pytest.fixture
@@ -104,6 +104,18 @@ def test_declared_fields_have_columns_and_the_rest_is_metadata(stages: Assembly)
     [result] = stages.chunk.process([bare])
     assert isinstance(result, Chunked)
     assert (result.new[0].fields, result.new[0].metadata["title"]) == ({"lang": None}, "The source's")
+
+
+def test_declared_fields_have_the_form_that_the_collection_keeps(stages: Assembly) -> None:
+    """The digest of a row that is read back is that of the row that was written; other metadata stays as it is."""
+
+    def kept(name: str, value: Json) -> Json:
+        return f"{name}: {value}"
+
+    chunk = Chunk(LineChunker(), fields=["lang"], validate=stages.sink.validate, max_chunks=10, kept=kept)
+    [result] = chunk.process([extracted(stages, upsert("a", "one", 1, metadata={"lang": "en", "tag": 1}))])
+    assert isinstance(result, Chunked)
+    assert ({"lang": "lang: en"}, {"tag": 1}) == (result.new[0].fields, result.new[0].metadata)
 
 
 def test_too_many_chunks_are_the_documents_fault(stages: Assembly) -> None:

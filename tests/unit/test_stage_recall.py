@@ -24,6 +24,7 @@ from ingestd.errors import DocumentError
 from ingestd.model import (
     EXPLICIT,
     Content,
+    Detail,
     DocumentKey,
     Entry,
     Extracted,
@@ -337,6 +338,28 @@ def test_a_file_is_not_asked_for(member: Assembly, sink: MemorySink) -> None:
     assert questions == []
 
 
+def test_what_an_operator_has_tried_again_is_looked_at_closely(member: Assembly, sink: MemorySink) -> None:
+    """Whatever the ledger says of the document: rows that are missing, of another text, or there twice are mended."""
+    lease = ManualLease("ours")
+    first = leased(upsert("a", "one\ntwo\nthree\nfour", 1), lease)
+    member.run(first)
+    whole = dict(sink.rows)
+    one, two, three, four = chunk_ids("a", ["one", "two", "three", "four"])
+    del sink.rows[one]
+    sink.rows[two] = replace(sink.rows[two], text="zwei")
+    sink.copies[three] = 2
+    assert ended(member, first).verdict is Verdict.UNCHANGED
+    [outcome] = member.run(replace(first, again=True))
+    assert (outcome.verdict, outcome.embedded, outcome.reused) == (Verdict.WRITTEN, 3, 1)
+    assert {at: row.with_vectors({}) for at, row in sink.rows.items()} == {
+        at: row.with_vectors({}) for at, row in whole.items()
+    }
+    assert sink.copies == {}
+    assert sink.rows[four] is whole[four]
+    [outcome] = member.run(replace(first, again=True))
+    assert (outcome.verdict, outcome.embedded, outcome.reused) == (Verdict.WRITTEN, 0, 4)
+
+
 # What Milvus says, in the ledger's terms
 
 
@@ -403,6 +426,21 @@ def test_rows_of_an_attempt_at_this_very_version_are_in_doubt() -> None:
     whole = replace(half, firsts=frozenset({new}))
     assert entry_of(upsert("a", "x", 6), whole) == replace(entry, present=rows, doubtful=frozenset(), begun=frozenset())
     assert entry_of(upsert("a", "x", 7), half) == entry_of(upsert("a", "x", 7), whole)
+
+
+def test_rows_that_are_not_what_their_keys_say_are_in_doubt() -> None:
+    """They are written again or deleted, and are no attempt's of this version, to be taken back if it fails."""
+    version = Version(6, HERE)
+    rows = {f"{at:032x}": DIGEST for at in range(3)}
+    good, strange, twice = rows
+    details = {
+        good: Detail(0, "cms", DIGEST, genuine=True),
+        strange: Detail(1, "cms", DIGEST, genuine=False),
+        twice: Detail(2, "cms", DIGEST, genuine=True, copies=2),
+    }
+    found = replace(held(version), rows=rows, details=details)
+    spoilt = frozenset({strange, twice})
+    assert entry_of(upsert("a", "x", 6), found) == Entry(KEY, "cms", version, "", "", {good: DIGEST}, doubtful=spoilt)
 
 
 def test_what_milvus_does_not_know_is_not_known() -> None:

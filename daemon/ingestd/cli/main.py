@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ingestd import __version__
+from ingestd.cli.audit import audit
 from ingestd.cli.check import check
 from ingestd.cli.letters import dead_letters
 from ingestd.cli.produce import produce
@@ -20,10 +21,10 @@ from ingestd.cli.state import forget, retries, status
 def main() -> None:
     """Keep Milvus collections equal to the documents behind them.
 
-    Exit codes: 0 done, 1 failure or something left undone, 2 usage, 3 done with dead letters, 5 schema plan is not
-    empty, 78 configuration.
+    Exit codes: 0 done, 1 failure or something left undone, 2 usage, 3 done with dead letters, 4 audit found
+    differences, 5 schema plan is not empty, 78 configuration.
     """
 
 
-for command in (run, check, search, status, schema, dead_letters, retries, forget, configuration, produce):
+for command in (run, check, search, status, audit, schema, dead_letters, retries, forget, configuration, produce):
     main.add_command(command)

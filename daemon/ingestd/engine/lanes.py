@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ingestd.engine.channel import Channel
     from ingestd.model import DocumentKey, Event
@@ -150,6 +150,32 @@ class Lanes:
                     del self._waiting[event.key]
             self._out.extend(begun)
             self._changed.notify_all()
+
+    def hold(self, keys: Iterable[DocumentKey]) -> frozenset[DocumentKey]:
+        """Take the lanes of documents that nothing is under way for, and return which: until ``let_go`` no event begins
+        there. For who looks at documents, and mends them, past the pipeline; it counts against no budget.
+        """  # noqa: D205 - one sentence
+        with self._changed:
+            held = frozenset(key for key in keys if key not in self._waiting)
+            self._waiting.update((key, deque()) for key in held)
+            return held
+
+    def let_go(self, keys: Iterable[DocumentKey]) -> None:
+        """Give lanes back that ``hold`` took; what came meanwhile begins."""
+        with self._changed:
+            begun = []
+            for key in keys:
+                lane = self._waiting[key]
+                if lane and not self._stopped:
+                    begun.append(lane.popleft())
+                else:
+                    del self._waiting[key]
+            self._out.extend(begun)
+
+    def busy(self, keys: Iterable[DocumentKey]) -> frozenset[DocumentKey]:
+        """Return the documents that something is under way for."""
+        with self._changed:
+            return frozenset(key for key in keys if key in self._waiting)
 
     def stop(self) -> int:
         """Accept nothing more and drop what no stage has begun; return the number of dropped events.

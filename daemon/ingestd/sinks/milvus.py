@@ -17,7 +17,7 @@ import numpy as np
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
 from ingestd.milvus import catalog, rows
 from ingestd.milvus.expression import keepable, one_of, quoted, runs
-from ingestd.milvus.holdings import Holdings, columns, read
+from ingestd.milvus.holdings import Holdings, as_kept, columns, read
 from ingestd.milvus.schema import LONGEST_DOCUMENT_ID, PROPERTY_ID, possible
 from ingestd.milvus.tombstones import Tombstones
 from ingestd.milvus.verdict import Request, TooLargeError
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from ingestd.milvus.client import Connection
     from ingestd.milvus.rows import Encoded
     from ingestd.milvus.schema import Difference, Wanted
-    from ingestd.model import ChunkId, Held, Row, Tombstone, Vectors
+    from ingestd.model import ChunkId, Held, Json, Row, Tombstone, Vectors
 
 _KEYS = 1000
 """Keys in one question or delete: 40 kB of an expression, 0.1 s on Lite."""
+_COUNTED = 4000
+"""Keys that are counted at a time: a Strong read waits for 0.2 to 0.4 s, whatever it counts."""
 _PAGE = 5000
 """Rows of one page when all are read; a server answers 16,384 at most. Lite looks through all rows for each page."""
 _DOCUMENTS = 500
@@ -72,6 +74,7 @@ class MilvusSink:
         self._connection = connection
         self._wanted = wanted
         self._names = [column.name for column in wanted.declared]
+        self._columns = {column.name: column for column in wanted.declared}
         self._tombstones = Tombstones(connection, wanted.collection) if shared else None
 
     def plan(self) -> tuple[Difference, ...]:
@@ -153,17 +156,20 @@ class MilvusSink:
                 yield StoredRow(str(row["id"]), str(row["document_id"]), version, str(row["source"]))
             last = str(page[-1]["id"])
 
-    def held(self, documents: Sequence[str]) -> Mapping[str, Held]:
+    def held(self, documents: Sequence[str], *, closely: bool = False) -> Mapping[str, Held]:
         """Return what is there of these documents. See ``ports.Sink``.
 
         Rows are read before tombstones. Another member notes a delete before it deletes, so that rows which were gone
         already have a tombstone by now; the other way round a delete in between would have left neither.
         """
         asked = keepable(documents, LONGEST_DOCUMENT_ID)
-        found = Holdings()
+        found = Holdings(closely=closely)
+        fields = columns(self._wanted, closely=closely)
         for run in runs(asked, _DOCUMENTS):
-            for row in self._of_documents(run, *_ALL_KEYS):
+            for row in self._of_documents(run, *_ALL_KEYS, fields):
                 found.add(read(self._wanted, row))
+        if closely:
+            found.repeated(self._copies(found.ids()))
         buried = self._tombstones.of(asked) if self._tombstones is not None else {}
         held = {document: found.of(document, buried.get(document)) for document in asked}
         return {document: there for document, there in held.items() if there is not None}
@@ -198,6 +204,10 @@ class MilvusSink:
             DocumentError: Which field, and why.
         """
         rows.check(self._wanted, row)
+
+    def kept(self, name: str, value: Json) -> Json:
+        """Return a declared field's value in the form that comes back: a row's digest is to be the same then."""
+        return as_kept(self._columns[name], value)
 
     def search(self, field: str, vectors: Vectors, limit: int) -> Sequence[Sequence[Hit]]:
         """Return the nearest rows for each query vector, best first.
@@ -297,7 +307,28 @@ class MilvusSink:
             keys = ids[start : start + _KEYS]
             yield from self._query(f"looking up {len(keys)} rows of {self.collection}", one_of("id", keys), fields)
 
-    def _of_documents(self, documents: Sequence[str], low: int, high: int) -> Iterator[Mapping[str, Any]]:
+    def _copies(self, ids: Sequence[ChunkId]) -> dict[ChunkId, int]:
+        """Return which of these keys are there more than once, and how often: found by counting, in halves.
+
+        Milvus Lite keeps one row a key, whatever is sent to it.
+        """
+        if self._connection.capabilities().lite:
+            return {}
+        found: dict[ChunkId, int] = {}
+        left = [ids[start : start + _COUNTED] for start in range(0, len(ids), _COUNTED)]
+        while left:
+            run = left.pop()
+            answer = self._query(f"counting {len(run)} keys of {self.collection}", one_of("id", run), ["count(*)"])
+            count = int(answer[0]["count(*)"])
+            if count > len(run) == 1:
+                found[run[0]] = count
+            elif count > len(run):
+                left += [run[: len(run) // 2], run[len(run) // 2 :]]
+        return found
+
+    def _of_documents(
+        self, documents: Sequence[str], low: int, high: int, fields: list[str]
+    ) -> Iterator[Mapping[str, Any]]:
         """Yield the rows of these documents whose keys, as numbers, are in a range.
 
         An answer that is too large is asked for again in parts, by ranges of the key. Keys are hashes, so that the
@@ -308,7 +339,7 @@ class MilvusSink:
         if (low, high) != _ALL_KEYS:
             expression += f' and id >= "{low:032x}" and id <= "{high - 1:032x}"'
         try:
-            answer = self._query(doing, expression, columns(self._wanted), limit=_ANSWER)
+            answer = self._query(doing, expression, fields, limit=_ANSWER)
         except UnavailableError as error:
             if high - low == 1 or not any(words in str(error) for words in _TOO_MUCH):
                 raise
@@ -318,7 +349,7 @@ class MilvusSink:
             return
         step = -(-(high - low) // _PARTS)
         for start in range(low, high, step):
-            yield from self._of_documents(documents, start, min(start + step, high))
+            yield from self._of_documents(documents, start, min(start + step, high), fields)
 
     def _page(self, last: str) -> Sequence[Mapping[str, Any]]:
         # These two make the answer the rows that come next by key; without them a server answers any rows. They are

@@ -31,6 +31,10 @@ class Agenda:
         """Return how many documents are to be looked at."""
         return len(self._due)
 
+    def __contains__(self, document: str) -> bool:
+        """Return whether a document is to be looked at. Safe to call from any thread."""
+        return document in self._due
+
     def put(self, document: str, at: float) -> None:
         """Put a document down for a time."""
         known = self._due.get(document)

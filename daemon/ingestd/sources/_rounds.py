@@ -79,6 +79,10 @@ class Rounds:
         self.root_fault: str | None = None
         self.reading_since: float | None = None
         self.scans = 0
+        self.looks = 0
+        """Scans that were begun, whether or not the root could be listed."""
+        self.looked = 0
+        """The number, among those, of the last one that told what is there."""
         self.directories = 0
         self.last_scan_seconds = 0.0
         self.last_scan_at: float | None = None
@@ -129,6 +133,19 @@ class Rounds:
         notes = self.notices or self.asked or self.confirmed
         return bool(notes or self._agenda or self._leaving or self._to_judge or self._view.flights)
 
+    def unfinished(self, documents: Iterable[str]) -> frozenset[str]:
+        """Return those of these documents that need something yet, held deletes aside. Safe to call from any thread."""
+        noted = {*self._leaving.copy(), *self.asked.copy(), *(notice.document for notice in self.notices.copy())}
+        held, absent, flights = self.held, self._absent, self._view.flights
+        return frozenset(
+            document
+            for document in documents
+            if document in noted
+            or document in flights
+            or document in self._agenda
+            or (document in absent and document not in held)
+        )
+
     def next_due(self) -> float | None:
         """Return when a turn has something to do, as far as it is known now."""
         return self._clock.monotonic() if self._leaving or self._to_judge else self._agenda.next()
@@ -144,6 +161,7 @@ class Rounds:
             Whether the root could be listed. If not, nothing is known to be absent.
         """
         begun = self._clock.monotonic()
+        self.looks += 1
         mark, scan = self.scans + 1, Scan(self._tree, lambda: self._answered(intake))
         same: Counter[Verdict] = Counter()
         try:
@@ -170,7 +188,7 @@ class Rounds:
             log.warning("directories cannot be read", source=self._name, directories=sorted(scan.unreadable)[:10])
         self.root_fault, self.unreadable, self.directories = None, scan.unreadable, scan.directories
         self.last_scan_seconds, self.last_scan_at = self._clock.monotonic() - begun, self._clock.time()
-        self.scans = mark
+        self.scans, self.looked = mark, self.looks
         return True
 
     def turn(self, intake: Intake, hinted: Hinted | None) -> None:

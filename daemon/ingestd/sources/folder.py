@@ -21,21 +21,22 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ingestd.errors import ConfigError, UnavailableError
-from ingestd.model import Check, Event, Op, Parked
+from ingestd.model import Again, Check, Event, Op, Parked
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
 from ingestd.sources._ids import path_of
 from ingestd.sources._lookout import Lookout
 from ingestd.sources._rounds import CONFIRM, Rounds
 from ingestd.sources._scan import Scan
+from ingestd.sources._survey import FolderSurvey
 from ingestd.sources._tree import RootGoneError, Tree
 from ingestd.sources._view import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ingestd.metrics import SourceMetrics
-    from ingestd.model import DeadLetter, Outcome
+    from ingestd.model import DeadLetter, Outcome, Version
     from ingestd.ports import Intake, SourceScope
 
 log = structlog.get_logger(__name__)
@@ -140,6 +141,7 @@ class FolderSource:
         self.collection = config.collection
         self._config = config
         self._clock = scope.clock
+        self._max_bytes = scope.max_bytes
         root = os.fsencode(config.path.expanduser().absolute())
         self._tree = Tree(root, Globs(config.include, config.exclude), config.recursive, config.follow_symlinks)
         self._lookout = Lookout(name, self._tree, config.watch, config.rescan_seconds, scope.clock)
@@ -149,7 +151,7 @@ class FolderSource:
             name, config.collection, self._tree, scope, settle_seconds=config.settle_seconds, guard=guard
         )
         self._scan_at = self._scan_not_before = 0.0
-        self._hinted = False
+        self._hinted = self._look_asked = False
         self._exported = self.status()
 
     def run(self, intake: Intake, *, once: bool) -> None:
@@ -199,6 +201,27 @@ class FolderSource:
             return self._rounds.absent()
         except RootGoneError as error:
             raise ConfigError(f"sources.{self.name}.path: {error}; nothing can be said about deletes") from error
+
+    def survey(self) -> FolderSurvey:
+        """Return a look at the folder."""
+        return FolderSurvey(self.name, self._tree, self._max_bytes)
+
+    def look(self) -> int:
+        """Have the folder scanned at the next turn."""
+        number = self._rounds.looks + 1  # before it is asked for: whichever scan begins now counts
+        self._look_asked = True
+        return number
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return those of these documents whose files the source has not come to."""
+        return frozenset(documents) if self._rounds.looked < look else self._rounds.unfinished(documents)
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield the documents that files can be of: each is looked at when its turn comes."""
+        for document in versions:
+            path = path_of(self.name, document)
+            if path is not None:
+                yield Again(document, self._rounds.event(document, path, None).position, None)
 
     def confirm(self) -> int:
         """Let the deletes go on that are held at this moment. A root that is missing cannot be confirmed away."""
@@ -266,6 +289,8 @@ class FolderSource:
             self._hinted = unnoticed = True
         if unnoticed:
             self._scan_at = min(self._scan_at, max(now, self._scan_not_before))
+        if self._look_asked:
+            self._look_asked, self._hinted, self._scan_at = False, True, now
         if now >= self._scan_at:
             self._rounds.scan(intake, hinted=self._hinted)
             ended = self._clock.monotonic()

@@ -28,10 +28,10 @@ from ingestd.sources._values.config import JsonFormat, SchemaRegistry, ValueForm
 from ingestd.sources._values.decoded import ValueLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ingestd.metrics import SourceMetrics
-    from ingestd.model import DeadLetter, Lease, Outcome, Record
+    from ingestd.model import Again, DeadLetter, Lease, Outcome, Record
     from ingestd.ports import Intake, LetterTopic, SourceScope
     from ingestd.sources._kafka.tenure import Tenure
 
@@ -267,6 +267,24 @@ class KafkaSource:
     def absent(self) -> frozenset[str]:
         """Refuse: a topic says itself what is deleted."""
         raise ConfigError(f"sources.{self.name}: a Kafka source holds no deletes back: its topic says what is deleted")
+
+    def survey(self) -> None:
+        """Return nothing: what a topic says of a document may have been dropped long ago."""
+
+    def look(self) -> int:
+        """Return that there is nothing to look at."""
+        return 0
+
+    def behind(self, documents: Collection[str], look: int) -> frozenset[str]:
+        """Return that nothing is waited for: what a topic has yet to bring is no version that a document has."""
+        del documents, look
+        return frozenset()
+
+    def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
+        """Yield the records that made these versions, as far as their topics still have them."""
+        from ingestd.sources._kafka.recovery import recovered  # noqa: PLC0415 - imports the client
+
+        return recovered(self.name, self._config, versions)
 
     def confirm(self) -> int:
         """Return that nothing was held."""

@@ -27,6 +27,7 @@ class Chunk:
         fields: The names of the collection's declared fields.
         validate: Raises DocumentError for a row that the collection would refuse.
         max_chunks: The most chunks that a document may have.
+        kept: Returns a declared field's value as the collection keeps it: a row that is read back has the same digest.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Chunk:
         fields: Collection[str],
         validate: Callable[[Row], None],
         max_chunks: int,
+        kept: Callable[[str, Json], Json] = lambda _name, value: value,
     ) -> None:
         self._chunker = chunker
         self._fields = frozenset(fields)
         self._validate = validate
         self._max_chunks = max_chunks
+        self._kept = kept
 
     def process(self, batch: Sequence[Extracted]) -> Iterator[Chunked | Outcome]:
         """Yield a Chunked or an Outcome for each document."""
@@ -105,5 +108,5 @@ class Chunk:
             title = content.title or title
         if title:
             said["title"] = title
-        fields = {name: said.pop(name, None) for name in sorted(self._fields)}
+        fields = {name: self._kept(name, said.pop(name, None)) for name in sorted(self._fields)}
         return fields, said

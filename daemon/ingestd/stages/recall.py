@@ -83,10 +83,10 @@ class Recall:
         keys = [event.key for event in batch]
         entries = dict(self._patience.hold(lambda: self._ledger.entries(keys), None))
         doubted = [event for event in batch if self._is_doubted(event, entries.get(event.key))]
-        if doubted:
-            documents = [event.key.document_id for event in doubted]
-            held = self._patience.hold(lambda: self._sink.held(documents), None)
-            for event in doubted:
+        for again in (False, True):
+            events = [event for event in doubted if event.again is again]
+            held = self._held([event.key.document_id for event in events], closely=again) if events else {}
+            for event in events:
                 entry = entry_of(event, held.get(event.key.document_id))
                 if entry is None:
                     entries.pop(event.key, None)
@@ -94,10 +94,14 @@ class Recall:
                     entries[event.key] = entry
         return entries
 
+    def _held(self, documents: Sequence[str], *, closely: bool) -> Mapping[str, Held]:
+        """Ask Milvus. What an operator has tried again may be to mend rows that only a close look shows to be wrong."""
+        return self._patience.hold(lambda: self._sink.held(documents, closely=closely), None)
+
     def _is_doubted(self, event: Event, entry: Entry | None) -> bool:
         if not self._shared or event.lease is None or event.lease.ended or event.fault is not None:
             return False
-        if entry is None or entry.tenure != event.lease.id:
+        if entry is None or entry.tenure != event.lease.id or event.again:
             return True
         # Records that are keyed otherwise come in other partitions too, and a producer's own versions in any.
         return not event.keyed or event.lease.lent or EXPLICIT in {entry.version.domain, *_domain(event)}
@@ -183,8 +187,9 @@ def entry_of(event: Event, held: Held | None) -> Entry | None:
     if version is None:
         return None
     begun = _begun(event, held)
-    present = {chunk_id: digest for chunk_id, digest in held.rows.items() if chunk_id not in begun}
-    return Entry(event.key, held.source, version, "", "", present=present, doubtful=begun, begun=begun)
+    doubtful = begun | held.spoilt
+    present = {chunk_id: digest for chunk_id, digest in held.rows.items() if chunk_id not in doubtful}
+    return Entry(event.key, held.source, version, "", "", present=present, doubtful=doubtful, begun=begun)
 
 
 def _is_behind(version: Version, other: Version) -> bool:

@@ -53,6 +53,7 @@ _OF_DOCUMENT = """
     SELECT id, version, domain, first_failed_at, kept FROM dead_letters
     WHERE collection = ? AND document_id = ? AND source = ?
     """
+_WITH_LETTERS = "SELECT document_id FROM dead_letters WHERE collection = ? AND document_id IN ({})"
 _PAGE = """
     SELECT id, collection, document_id, op, source, position, attempts, first_failed_at, last_failed_at, version,
            domain, fingerprint, name, content_type, metadata, size, CASE WHEN ? THEN data END, record,
@@ -207,6 +208,12 @@ def some(connection: sqlite3.Connection, ids: Sequence[int], *, data: bool) -> l
     """Return those of these letters that are there, oldest first, with or without their originals."""
     query = _SOME_OF.format(",".join("?" * len(ids)))
     return [_letter(record) for record in connection.execute(query, (data, *ids))]
+
+
+def documents(connection: sqlite3.Connection, collection: str, ids: Sequence[str]) -> set[str]:
+    """Return those of these documents of a collection that have letters: at most 500 of them can be asked for."""
+    records = connection.execute(_WITH_LETTERS.format(",".join("?" * len(ids))), (collection, *ids))
+    return {document_id for (document_id,) in records}
 
 
 def discard(connection: sqlite3.Connection, ids: Sequence[int]) -> int:

@@ -41,6 +41,7 @@ _OF_DOCUMENT = """
     SELECT id, source, position, attempt, first_failed_at, version, domain, op FROM parked
     WHERE collection = ? AND document_id = ?
     """
+_WAITING = "SELECT document_id FROM parked WHERE collection = ? AND document_id IN ({})"
 _SOONEST = """
     SELECT collection, document_id, op, source, position, attempt, first_failed_at, due_at,
            stage, error, message, traceback, version, domain, tenure, NULL, NULL
@@ -109,26 +110,56 @@ def requeue(connection: sqlite3.Connection, letters: Iterable[DeadLetter], now: 
     Returns:
         How many events are parked beyond those that were, by source.
     """
+    again = (
+        Parked(
+            letter.key,
+            letter.op,
+            letter.source,
+            letter.position,
+            attempt=1,
+            first_failed_at=letter.first_failed_at,
+            due_at=now,
+            failure=letter.failure,
+            version=letter.version,
+            record=letter.record,
+        )
+        for letter in letters
+    )
+    return park(connection, again)
+
+
+def park(connection: sqlite3.Connection, events: Iterable[Parked]) -> Counter[str]:
+    """Park events that did not just fail, each in place of what waits there already.
+
+    Returns:
+        How many events are parked beyond those that were, by source.
+    """
     added: Counter[str] = Counter()
-    for letter in letters:
-        where = (letter.key.collection, letter.key.document_id, letter.source, to_column(letter.position))
+    for event in events:
+        where = (event.key.collection, event.key.document_id, event.source, to_column(event.position))
         replaced = connection.execute(_TAKE, where).rowcount
-        added[letter.source] += 1 - replaced
+        added[event.source] += 1 - replaced
         connection.execute(
             _PUT,
             (
                 *where,
-                letter.op.value,
-                1,
-                letter.first_failed_at,
-                now,
-                *version_columns(letter.version),
-                *failure_columns(letter.failure),
-                "",
-                *_record_columns(letter.record),
+                event.op.value,
+                event.attempt,
+                event.first_failed_at,
+                event.due_at,
+                *version_columns(event.version),
+                *failure_columns(event.failure),
+                event.tenure,
+                *_record_columns(event.record),
             ),
         )
     return added
+
+
+def documents(connection: sqlite3.Connection, collection: str, ids: Sequence[str]) -> set[str]:
+    """Return those of these documents of a collection that wait: at most 500 of them can be asked for."""
+    records = connection.execute(_WAITING.format(",".join("?" * len(ids))), (collection, *ids))
+    return {document_id for (document_id,) in records}
 
 
 def _of_document(connection: sqlite3.Connection, key: DocumentKey) -> list[Any]:

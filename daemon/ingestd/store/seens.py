@@ -9,7 +9,7 @@ from ingestd.store.text import from_column, to_column
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ingestd.model import Fingerprints, Outcome
 
@@ -24,6 +24,10 @@ _PAGE = """
     SELECT document_id, collection, signature, verdict, fingerprint FROM seens
     WHERE source = ?1 AND (document_id, collection) > (?2, ?3) AND (?4 IS NULL OR collection = ?4)
     ORDER BY document_id, collection LIMIT ?5
+    """
+_SOME = """
+    SELECT document_id, signature, verdict, fingerprint FROM seens
+    WHERE source = ? AND collection = ? AND document_id IN ({})
     """
 
 
@@ -77,6 +81,15 @@ def page(
         for document_id, _, signature, verdict, fingerprint in records
     ]
     return seens, records[-1][:2] if records else after
+
+
+def some(connection: sqlite3.Connection, source: str, collection: str, ids: Sequence[str]) -> dict[str, Seen]:
+    """Return what was seen of these documents in a collection, by document: at most 500 of them can be asked for."""
+    records = connection.execute(_SOME.format(",".join("?" * len(ids))), (source, collection, *ids))
+    return {
+        document_id: Seen(source, document_id, from_column(signature), Verdict(verdict), fingerprint)
+        for document_id, signature, verdict, fingerprint in records
+    }
 
 
 def confirm(connection: sqlite3.Connection, source: str, documents: Iterable[str]) -> None:

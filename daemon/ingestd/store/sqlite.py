@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 _PAGE = 1_000
 _LETTERS = 500
+_ASKED = 500
+"""Documents of one statement."""
 _ORIGINALS = 16
 """Dead letters of a page with their originals: each may be as large as ``keep_bytes``."""
 
@@ -257,6 +259,14 @@ class SqliteStore:
             yield from seen
             more = len(seen) == _PAGE
 
+    def seen_of(self, source: str, collection: str, documents: Sequence[str]) -> Mapping[str, Seen]:
+        """Return what a source saw of these documents when they were settled in a collection."""
+        found: dict[str, Seen] = {}
+        for run in _runs(documents):
+            with self._readers.lease() as connection:
+                found |= seens.some(connection, source, collection, run)
+        return found
+
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """Yield the ids of the source's documents that the ledger holds, and whether each has no doubtful rows.
 
@@ -334,6 +344,35 @@ class SqliteStore:
         """Return parked events, soonest first."""
         with self._readers.lease() as connection:
             return retries.soonest(connection, float("inf"), limit)
+
+    def parked_of(self, collection: str, documents: Sequence[str]) -> frozenset[str]:
+        """Return those of these documents that have events in the retry queue."""
+        found: set[str] = set()
+        for run in _runs(documents):
+            with self._readers.lease() as connection:
+                found |= retries.documents(connection, collection, run)
+        return frozenset(found)
+
+    def letters_of(self, collection: str, documents: Sequence[str]) -> frozenset[str]:
+        """Return those of these documents that have dead letters here."""
+        found: set[str] = set()
+        for run in _runs(documents):
+            with self._readers.lease() as connection:
+                found |= dead_letters.documents(connection, collection, run)
+        return frozenset(found)
+
+    def mend(self, entries: Sequence[Entry], parked: Sequence[Parked]) -> Mapping[str, int]:
+        """Put entries right, and have their documents' events brought back, in one transaction.
+
+        Returns:
+            How many events wait beyond those that did, by source.
+        """
+
+        def mend(connection: sqlite3.Connection) -> Mapping[str, int]:
+            ledger.put(connection, entries)
+            return retries.park(connection, parked)
+
+        return self._write(mend, weight=len(entries) + len(parked)) if entries or parked else {}
 
     def hasten(self, now: float, source: str | None = None, positions: Collection[str] | None = None) -> int:
         """Make parked events due now; return how many there are.
@@ -437,3 +476,9 @@ class SqliteStore:
         if self._writer is None:
             raise FatalError(f"the state in {self._path} was opened to be looked at, not to be changed")
         return self._writer.submit(apply, weight=weight).result()
+
+
+def _runs(documents: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut documents into what one statement takes."""
+    wanted = list(dict.fromkeys(documents))
+    return (wanted[at : at + _ASKED] for at in range(0, len(wanted), _ASKED))

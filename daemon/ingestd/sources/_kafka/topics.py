@@ -137,14 +137,18 @@ def read_again(name: str, config: Config, position: str) -> Record | None:
         with closing(reader(f"{name}-again", config)) as consumer:
             if partition.partition not in consumer.partitions_for_topic(partition.topic):
                 return None
-            record = _fetched(consumer, partition, offset)
+            record = fetched(consumer, partition, offset)
     except (KafkaError, OSError) as error:
         raise UnavailableError(f"kafka:{name}", f"{position} cannot be read again: {told(error)}") from error
     return record
 
 
-def _fetched(consumer: KafkaConsumer, partition: TopicPartition, offset: int) -> Record | None:
-    """Return the record at an offset. That there is none shows in where the client goes on; silence says nothing."""
+def fetched(consumer: KafkaConsumer, partition: TopicPartition, offset: int) -> Record | None:
+    """Return the record at an offset. That there is none shows in where the client goes on; silence says nothing.
+
+    Raises:
+        KafkaError: No broker answers.
+    """
     consumer.assign([partition])
     consumer.seek(partition, offset)
     until = time.monotonic() + READ_SECONDS
