@@ -189,6 +189,8 @@ def _wait(lifeline: int, grace: float) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run a child: find the function, watch the lifeline, hand over the pipe."""
+    # The daemon holds its signals, and a child begins with what its parent held.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     target, read, write, lifeline, grace, _name = arguments
     _follow(int(lifeline), float(grace))
     module, _, function = target.partition(":")

@@ -119,7 +119,7 @@ class DeadLetterSettings(_Section):
 class ShutdownSettings(_Section):
     """How the daemon ends."""
 
-    drain_seconds: float = Field(25.0, ge=0, description="How long SIGTERM lets begun documents finish.")
+    drain_seconds: float = Field(25.0, ge=0, description="How long SIGTERM and SIGHUP let begun documents finish.")
 
 
 class CollectionSettings(_Section):

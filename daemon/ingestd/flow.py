@@ -34,7 +34,6 @@ from ingestd.engine.settle import Settle
 from ingestd.engine.sources import RetryQueue, SourceThread
 from ingestd.engine.tally import Tally
 from ingestd.errors import UnavailableError
-from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Role, Verdict
 from ingestd.parts import (
@@ -42,6 +41,7 @@ from ingestd.parts import (
     SystemClock,
     build_embedders,
     device_pool,
+    extraction_of,
     fingerprints_of,
     is_shared,
     kind_of,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from ingestd.config import Settings
     from ingestd.devices.pool import Pool
+    from ingestd.extractors._isolated import IsolatedExtraction
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo
     from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
@@ -193,7 +194,7 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
         stack.callback(lambda: store.close(clean=faults.ended_well))
         unclean = store.begin()
         # Before Milvus and the models: a fault in the configuration is told at once.
-        extraction = _extraction(settings)
+        extraction = extraction_of(settings)
         stack.callback(extraction.close)
         processing = {name: _processing(settings, name, extraction) for name in settings.collections}
         step("starting Milvus")
@@ -483,18 +484,6 @@ def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
                 embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
     except UnavailableError as error:
         log.warning("still not well", dependency=error.dependency, error=str(error))
-
-
-def _extraction(settings: Settings) -> IsolatedExtraction:
-    return IsolatedExtraction(
-        [(plugin.module, plugin.config) for plugin in settings.extractors.values()],
-        workers=settings.extraction.workers,
-        memory_bytes=settings.extraction.memory_bytes,
-        cpu_seconds=settings.extraction.cpu_seconds,
-        wall_seconds=settings.extraction.wall_seconds,
-        max_bytes=settings.limits.max_bytes,
-        max_text=settings.limits.max_text,
-    )
 
 
 def _breakers(metrics: Metrics) -> Breakers:

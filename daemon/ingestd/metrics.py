@@ -262,6 +262,19 @@ class StateMetrics:
         self.file_bytes = Gauge("ingestd_state_file_bytes", "Size of the state file on disk.", registry=registry)
 
 
+class ConfigurationMetrics:
+    """What became of the wishes for a new configuration."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Counted over all images of the process: one that is applied replaces the image.
+        self.reloads = Counter(
+            "ingestd_config_reloads_total",
+            "Configurations that were read on SIGHUP, by what became of them: applied, refused.",
+            ["result"],
+            registry=registry,
+        )
+
+
 class Metrics:
     """All metrics of one daemon, by what they are about.
 
@@ -277,6 +290,7 @@ class Metrics:
         self.milvus = MilvusMetrics(self.registry)
         self.sources = SourceMetrics(self.registry)
         self.state = StateMetrics(self.registry)
+        self.configuration = ConfigurationMetrics(self.registry)
         # Always 1; its labels say what is running.
         self.build = Info("ingestd_build", "What is running.", registry=self.registry)
         self.build.info({"version": version, "python": platform.python_version()})

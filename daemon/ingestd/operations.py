@@ -162,7 +162,7 @@ def commands(daemon: Daemon) -> dict[str, Callable[[Mapping[str, Json]], Json]]:
     menders = {name: _mender(daemon, name) for name in daemon.pipelines}
     return {
         "status": lambda _arguments: status(daemon),
-        "models": lambda _arguments: {name: _model(embedder.info()) for name, embedder in daemon.embedders.items()},
+        "models": lambda _arguments: {name: told(embedder.info()) for name, embedder in daemon.embedders.items()},
         "embed": embed,
         "replay": replay_here,
         "discard": discard,
@@ -231,7 +231,8 @@ def embedded(embedders: Mapping[str, Embedder], arguments: Mapping[str, Json]) -
     return {"dense": vectors.tolist()}
 
 
-def _model(info: ModelInfo) -> dict[str, Json]:
+def told(info: ModelInfo) -> dict[str, Json]:
+    """Return what a model is, in plain values."""
     return {
         "kinds": [kind.value for kind in sorted(info.kinds)],
         "dimension": info.dimension,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.devices.pool import Pool
 from ingestd.errors import ConfigError
+from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
 from ingestd.milvus.schema import VectorSpec, Wanted, wanted
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.metrics import EmbeddingMetrics
     from ingestd.model import ModelInfo, Role, Seen, Vectors
-    from ingestd.ports import Clock, Embedder, Extraction, Tokenizer
+    from ingestd.ports import Clock, DevicePool, Embedder, Extraction, Tokenizer
 
 ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
@@ -152,13 +153,18 @@ def _start(lite: Lite) -> str:
 
 
 @contextmanager
-def milvus(settings: Settings, observe: Callable[[str, float], None] | None = None) -> Iterator[Connection]:
-    """Open Milvus as a command does: a running daemon's Lite, one of our own for a while, or a server."""
+def milvus(settings: Settings, address_file: Path | None = None) -> Iterator[Connection]:
+    """Open Milvus as a command does: a running daemon's Lite, one of our own for a while, or a server.
+
+    Args:
+        settings: The configuration.
+        address_file: Says where a running daemon's Lite is; None: the one in the state directory.
+    """
     with ExitStack() as stack:
         path = settings.milvus.path
         uri_of: Callable[[], str] | None = None
         if path is not None:
-            address = running(settings.state_dir / ADDRESS_FILE)
+            address = running(address_file or settings.state_dir / ADDRESS_FILE)
             if address is None:
                 # Its address is nobody else's business: it ends with this command.
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-"))
@@ -170,7 +176,7 @@ def milvus(settings: Settings, observe: Callable[[str, float], None] | None = No
             def uri_of() -> str:
                 return found
 
-        connection = Connection(settings.milvus, uri_of=uri_of, observe=observe)
+        connection = Connection(settings.milvus, uri_of=uri_of)
         stack.callback(connection.close)
         yield connection
 
@@ -225,7 +231,7 @@ def keyed(name: str) -> Iterator[None]:
         raise ConfigError(*faults) from error
 
 
-def build_embedder(settings: Settings, name: str, pool: Pool) -> Embedder:
+def build_embedder(settings: Settings, name: str, pool: DevicePool) -> Embedder:
     """Make an embedder.
 
     Raises:
@@ -246,6 +252,23 @@ def models(settings: Settings) -> Iterator[dict[str, Embedder]]:
     """Make the embedders that a collection uses, on workers of their own."""
     with device_pool(settings) as pool:
         yield build_embedders(settings, pool)
+
+
+def extraction_of(settings: Settings) -> IsolatedExtraction:
+    """Return the extraction that the configuration asks for; its workers start when they are needed.
+
+    Raises:
+        ConfigError: Its extractors do not go together.
+    """
+    return IsolatedExtraction(
+        [(plugin.module, plugin.config) for plugin in settings.extractors.values()],
+        workers=settings.extraction.workers,
+        memory_bytes=settings.extraction.memory_bytes,
+        cpu_seconds=settings.extraction.cpu_seconds,
+        wall_seconds=settings.extraction.wall_seconds,
+        max_bytes=settings.limits.max_bytes,
+        max_text=settings.limits.max_text,
+    )
 
 
 def kind_of(settings: Settings, collection: str, field: str, info: ModelInfo) -> VectorKind:

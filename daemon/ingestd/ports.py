@@ -156,7 +156,11 @@ class Source(Protocol):
         ...
 
     def probe(self) -> Sequence[Check]:
-        """Say whether the source could start: what ``ingestd check`` prints. Changes nothing."""
+        """Say whether the source could start: what ``ingestd check`` prints. Changes nothing.
+
+        Raises:
+            ConfigError: What it is set up with is refused; as it runs, that would end the process.
+        """
         ...
 
     def absent(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,35 @@ def test_each_message_is_one_datagram_of_the_protocol(supervisor: tuple[socket.s
         b"WATCHDOG=1",
         b"STATUS=one STOPPING=1",  # a status cannot smuggle in another line
         b"STOPPING=1\nSTATUS=draining",
+    ]
+    assert expected == [listener.recv(4096) for _ in expected]
+
+
+def test_a_reload_is_told_by_the_supervisors_clock(supervisor: tuple[socket.socket, str]) -> None:
+    """With the time since which the answer counts; READY=1 ends it."""
+    listener, address = supervisor
+    before = time.monotonic_ns() // 1000
+    Notifier(address).reloading("checking")
+    first, second, third = listener.recv(4096).decode().splitlines()
+    assert ("RELOADING=1", "STATUS=checking") == (first, third)
+    assert before <= int(second.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+
+
+def test_a_watchdog_that_is_awake_bears_the_next_images_start(supervisor: tuple[socket.socket, str]) -> None:
+    """As long a silence as systemd is asked to wait, and its own again with READY=1; never a shorter one."""
+    listener, address = supervisor
+    notifier = Notifier(address, watchdog=60.0)
+    notifier.extend(90, watched=True)
+    notifier.extend(10, watched=True)
+    notifier.extend(90)
+    notifier.ready("watching")
+    Notifier(address).extend(90, watched=True)
+    expected = [
+        b"EXTEND_TIMEOUT_USEC=90000000\nWATCHDOG_USEC=90000000",
+        b"EXTEND_TIMEOUT_USEC=10000000\nWATCHDOG_USEC=60000000",
+        b"EXTEND_TIMEOUT_USEC=90000000",
+        b"READY=1\nSTATUS=watching\nWATCHDOG_USEC=60000000",
+        b"EXTEND_TIMEOUT_USEC=90000000",
     ]
     assert expected == [listener.recv(4096) for _ in expected]
 

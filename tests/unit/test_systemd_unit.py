@@ -35,11 +35,12 @@ def analyze(*arguments: str, units: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(params=["cpu", "gpu"])
 def units(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A folder with the unit, without or with the drop-in. The program is one that is there."""
+    """A folder with the unit, without or with the drop-in. The programs are one that is there."""
     text = (SYSTEMD / UNIT).read_text()
-    installed = "/opt/ingestd/bin/ingestd"
-    assert installed in text
-    (tmp_path / UNIT).write_text(text.replace(installed, "/bin/true"))
+    for installed in ("/opt/ingestd/bin/ingestd", "/bin/kill"):
+        assert installed in text
+        text = text.replace(installed, "/bin/true")
+    (tmp_path / UNIT).write_text(text)
     if request.param == "gpu":
         shutil.copytree(SYSTEMD / f"{UNIT}.d", tmp_path / f"{UNIT}.d")
     return tmp_path
@@ -76,11 +77,12 @@ def test_the_unit_fits_the_daemon() -> None:
     """What systemd waits for and reacts to is what the daemon does.
 
     A drain takes up to ``shutdown.drain_seconds``, what closes after it some more, and both have to end before SIGKILL;
-    exit 78 is a wrong configuration, which a restart does not cure; the signal is for the daemon alone; and PyTorch
-    does not run without writable code pages.
+    exit 78 is a wrong configuration, which a restart does not cure; the signal is for the daemon alone; a reload is
+    SIGHUP; and PyTorch does not run without writable code pages.
     """
     said = dict(re.findall(r"^(\w+)=(.*)$", (SYSTEMD / UNIT).read_text(), re.MULTILINE))
     assert int(said["TimeoutStopSec"].removesuffix("s")) >= ShutdownSettings().drain_seconds + CLOSING
     assert said["RestartPreventExitStatus"] == "78"
     assert (said["Type"], said["KillMode"], said["Restart"]) == ("notify", "mixed", "on-failure")
+    assert said["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert "MemoryDenyWriteExecute" not in said

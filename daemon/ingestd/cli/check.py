@@ -88,7 +88,7 @@ def _state(settings: Settings) -> Check:
     else:
         return Check(name, ok=True, detail=f"{settings.state_dir} is in use by the running daemon")
     if not (settings.state_dir / DATABASE).exists():
-        return _makeable(name, settings.state_dir, "state_dir")
+        return makeable(name, settings.state_dir, "state_dir")
     try:
         store = open_store(settings, SystemClock())
     except ConfigError as error:
@@ -102,7 +102,7 @@ def _state(settings: Settings) -> Check:
     return Check(name, ok=True, detail=f"{settings.state_dir} is writable")
 
 
-def _makeable(name: str, folder: Path, key: str) -> Check:
+def makeable(name: str, folder: Path, key: str) -> Check:
     """Say whether the daemon could make a folder, or write in it if it is there, without doing so."""
     there = folder.absolute()
     while not os.path.lexists(there):
@@ -150,7 +150,8 @@ def _probes(settings: Settings, seen: SeenStore) -> Iterator[Check]:
         try:
             yield from plugin.build(name, scope).probe()
         except IngestError as error:
-            yield Check(f"source:{name}", ok=False, detail=str(error))
+            cure = f"see sources.{name} in the configuration"
+            yield Check(f"source:{name}", ok=False, detail=str(error), cure=cure)
 
 
 def _model(settings: Settings, name: str, pool: Pool) -> tuple[Check, ModelInfo | None]:
@@ -167,21 +168,23 @@ def _milvus(settings: Settings, infos: Mapping[str, ModelInfo]) -> Iterator[Chec
     path = settings.milvus.path
     if path is not None and not path.exists():
         # Looking at a Milvus Lite starts it, and starting it makes its folder.
-        yield _makeable("milvus", path, "milvus.uri")
+        yield makeable("milvus", path, "milvus.uri")
         for name in settings.collections:
-            yield _collection(settings, name, infos, None)
+            yield collection_check(settings, name, infos, None)
         return
     try:
         with milvus(settings) as connection:
             version = connection.capabilities().name
             yield Check("milvus", ok=True, detail=f"{settings.milvus.uri} answers ({version})")
             for name in settings.collections:
-                yield _collection(settings, name, infos, connection)
+                yield collection_check(settings, name, infos, connection)
     except IngestError as error:
         yield Check("milvus", ok=False, detail=str(error), cure="see milvus.uri in the configuration; is it running?")
 
 
-def _collection(settings: Settings, name: str, infos: Mapping[str, ModelInfo], connection: Connection | None) -> Check:
+def collection_check(
+    settings: Settings, name: str, infos: Mapping[str, ModelInfo], connection: Connection | None
+) -> Check:
     """Compare a collection with what is wanted; None: there is no Milvus yet, so there is no collection either."""
     title = f"collection:{name}"
     missing = sorted({vector.embedder for vector in settings.collections[name].vectors.values()} - infos.keys())

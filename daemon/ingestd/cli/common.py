@@ -73,6 +73,16 @@ def load(config_file: Path | None, *, level: str | None = None) -> Settings:
     return settings
 
 
+def needs_sources(settings: Settings) -> None:
+    """Refuse a daemon that would have nothing to do.
+
+    Raises:
+        ConfigError: No source is configured.
+    """
+    if not settings.sources:
+        raise ConfigError("sources: none is configured, so there is nothing to do; add a [sources.NAME]")
+
+
 def say(line: str, *, err: bool = False) -> None:
     """Print a line for people. All text goes through here: what documents hold cannot steer the terminal."""
     click.echo(log.printable(line), err=err)

@@ -38,6 +38,7 @@ class Health:
         self._checks: Callable[[], Sequence[Check]] = tuple
         self._totals: Callable[[], Totals] = Totals
         self._overview: Callable[[], Mapping[str, Json]] = dict
+        self._notes: Mapping[str, Check] = {}
 
     def at(self, step: str) -> None:
         """Say what the start is at."""
@@ -57,9 +58,13 @@ class Health:
         """Say that the start is over: the parts run."""
         self._step = None
 
-    def down(self) -> None:
-        """Say that the daemon is stopping."""
-        self._step = "stopping"
+    def down(self, step: str) -> None:
+        """Say that the daemon is being taken down, and what for."""
+        self._step = step
+
+    def note(self, check: Check) -> None:
+        """Say something beside what the running parts say, in place of what was said under that name before."""
+        self._notes = {**self._notes, check.name: check}
 
     def live(self) -> Sequence[Check]:
         """Return whether the daemon's own threads go round."""
@@ -68,8 +73,8 @@ class Health:
     def ready(self) -> Sequence[Check]:
         """Return whether documents get through now."""
         if self._step is not None:
-            return self.started()  # what is not up yet, or being taken down, has nothing to say
-        return [*self.started(), *self._checks()]
+            return [*self.started(), *self._notes.values()]  # the parts are not up yet, or being taken down
+        return [*self.started(), *self._checks(), *self._notes.values()]
 
     def started(self) -> Sequence[Check]:
         """Return whether the start is over."""

@@ -87,7 +87,7 @@ class HealthServer:
     def __init__(self, listen: str, health: Health, registry: CollectorRegistry) -> None:
         self._health = health
         self._registry = registry
-        bound = _bind(listen)
+        bound = bind(listen)
         host, port = bound.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._routes: Mapping[str, Callable[[WSGIEnvironment], Response]] = {
@@ -153,7 +153,12 @@ def _plain(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = No
     return Response(status, body, "text/plain; charset=utf-8", headers or {})
 
 
-def _bind(listen: str) -> socket.socket:
+def bind(listen: str) -> socket.socket:
+    """Return a socket that listens on an address.
+
+    Raises:
+        ConfigError: It cannot be listened on, and why.
+    """
     host, port = _parse(listen)
     try:
         family, _, _, _, address = socket.getaddrinfo(

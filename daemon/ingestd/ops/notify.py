@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -57,8 +58,14 @@ class Notifier:
         return None if self._watchdog is None else self._watchdog / 2
 
     def ready(self, status: str) -> None:
-        """Say that the start is over."""
-        self._send("READY=1", f"STATUS={_line(status)}")
+        """Say that the start, or what was begun by ``reloading``, is over."""
+        self._send("READY=1", f"STATUS={_line(status)}", *_silence(self._watchdog))
+
+    def reloading(self, status: str) -> None:
+        """Say that the configuration is being read again; ``ready`` ends it, in this image or in the next."""
+        # By the clock that the supervisor reads: an answer to an older wish is none to its last one.
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send("RELOADING=1", f"MONOTONIC_USEC={now}", f"STATUS={_line(status)}")
 
     def status(self, status: str) -> None:
         """Say in one line what the daemon is doing: ``systemctl status`` shows it."""
@@ -72,9 +79,18 @@ class Notifier:
         """Say that the daemon is draining."""
         self._send("STOPPING=1", f"STATUS={_line(status)}")
 
-    def extend(self, seconds: float) -> None:
-        """Ask for at least this much more time to start or to stop, from now on."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+    def extend(self, seconds: float, *, watched: bool = False) -> None:
+        """Ask for at least this much more time to start, to stop or to reload, from now on.
+
+        Args:
+            seconds: How much.
+            watched: Whether the watchdog is awake already, as it is in an image that takes the place of another: it is
+                to bear so long a silence too, until ``ready``.
+        """
+        lines = [f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"]
+        if watched and self._watchdog is not None:
+            lines += _silence(max(seconds, self._watchdog))
+        self._send(*lines)
 
     def _send(self, *lines: str) -> None:
         if self._address is None:
@@ -87,6 +103,11 @@ class Notifier:
                 sender.sendto("\n".join(lines).encode(), address)
         except OSError as error:
             _log.warning("the supervisor could not be told", error=str(error), lines=list(lines))
+
+
+def _silence(seconds: float | None) -> list[str]:
+    """Return what sets the watchdog: nothing where there is none."""
+    return [] if seconds is None else [f"WATCHDOG_USEC={int(seconds * 1e6)}"]
 
 
 def _line(text: str) -> str:

@@ -239,7 +239,11 @@ class KafkaSource:
         ]
 
     def probe(self) -> Sequence[Check]:
-        """Say whether the source could start. Changes nothing."""
+        """Say whether the source could start. Changes nothing.
+
+        Raises:
+            ConfigError: The brokers refuse us.
+        """
         from ingestd.sources._kafka.topics import probe  # noqa: PLC0415 - imports the client
 
         checks = list(probe(self.name, self._config))

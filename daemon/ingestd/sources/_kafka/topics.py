@@ -13,7 +13,7 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
 
-from ingestd.errors import ConfigError, UnavailableError
+from ingestd.errors import UnavailableError
 from ingestd.model import Check
 from ingestd.sources._kafka.connection import connect, plain_options, reader
 from ingestd.sources._kafka.errors import raise_if_refused, told
@@ -39,13 +39,17 @@ log = structlog.get_logger(__name__)
 
 
 def probe(name: str, config: Config) -> Iterator[Check]:
-    """Yield whether the brokers answer and the topics are there. Joins no group, and changes nothing."""
+    """Yield whether the brokers answer and the topics are there. Joins no group, and changes nothing.
+
+    Raises:
+        ConfigError: The brokers refuse us, as they would refuse the member.
+    """
     servers = ", ".join(config.bootstrap_servers)
     several = len(config.bootstrap_servers) > 1
     try:
         consumer = connect(name, config)
-    except (ConfigError, UnavailableError) as error:
-        cure = f"see to the brokers at {servers}; or to bootstrap_servers, tls and sasl"
+    except UnavailableError as error:
+        cure = f"see to the brokers at {servers}; or to bootstrap_servers"
         yield Check(f"{name}:broker", ok=False, detail=str(error), cure=cure)
         return
     with closing(consumer):
@@ -55,8 +59,7 @@ def probe(name: str, config: Config) -> Iterator[Check]:
         try:
             yield from _topics(name, config, consumer)
         except KafkaError as error:
-            with suppress(ConfigError):
-                raise_if_refused(name, error)
+            raise_if_refused(name, error)
             yield Check(f"{name}:topics", ok=False, detail=told(error), cure="see to the brokers, and to our rights")
 
 

@@ -1,0 +1,187 @@
+"""Signals: who is told of which, and that none gets lost.
+
+Each test is a process of its own: threads that are older than the holding, as a test runner has them, take signals too.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+BEGIN = """
+import os, signal, threading
+from ingestd.errors import Stopped
+from ingestd.ops.signals import OURS, Late, Signals, hold
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+def later(*numbers):
+    threading.Timer(0.1, lambda: [send(number) for number in numbers]).start()
+
+def left(seconds=20.0):  # what the main thread was called out of
+    try:
+        threading.Event().wait(seconds)
+    except BaseException as error:
+        return type(error).__name__
+
+hold()
+"""
+
+
+def run(script: str, *prefix: str) -> str:
+    """Return what a script prints."""
+    command = [*prefix, sys.executable, "-c", BEGIN + script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (0, "") == (done.returncode, done.stderr)
+    return done.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_is_left_at_the_first_signal(number: int) -> None:
+    """Whatever the main thread waits for; what it unwinds then is not disturbed by the same signal once more."""
+    said = run(f"""
+signals = Signals(reloads=True)
+later({number})
+print(left(), signals.stopping)
+send({number})
+print(left(0.5))
+""")
+    assert said == "Stopped True\nNone"
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """Also where the main thread never looks."""
+    script = """
+signals = Signals(reloads=True)
+signals.hand_over(lambda: None)
+threading.Timer(0.1, send, [signal.SIGINT]).start()
+threading.Timer(1.5, send, [signal.SIGINT]).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+signal.sigtimedwait({signal.SIGUSR1}, 60)
+"""
+    done = subprocess.run([sys.executable, "-c", BEGIN + script], check=False, timeout=50)
+    assert done.returncode == 1
+
+
+def test_a_start_is_left_when_its_time_is_over() -> None:
+    """That is no wish to stop; and one that is over in time is not left."""
+    said = run("""
+signals = Signals(reloads=False, timeout=0.1)
+print(left(), signals.stopping)
+signals.end()
+signals = Signals(reloads=False, timeout=0.1)
+signals.hand_over(lambda: None)
+print(left(0.5))
+""")
+    assert said == "Late False\nNone"
+
+
+def test_a_daemon_that_runs_is_drained() -> None:
+    """And one that was asked to go just before it ran."""
+    said = run("""
+signals, drained = Signals(reloads=True), threading.Event()
+signals.hand_over(drained.set)
+print(drained.is_set())
+send(signal.SIGTERM)
+print(drained.wait(20), signals.stopping)
+signals.end()
+signals, drained = Signals(reloads=True), threading.Event()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+signals.leave()
+signals.hand_over(drained.set)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+print(drained.is_set(), signals.stopping)
+""")
+    assert said == "False\nTrue True\nTrue False"
+
+
+def test_a_hang_up_is_told_to_who_reloads() -> None:
+    """Each one, and one that came before anybody was there for it is told then. It stops nothing."""
+    said = run("""
+signals, told = Signals(reloads=True), threading.Semaphore(0)
+send(signal.SIGHUP)
+while not signals._missed:
+    left(0.01)
+signals.on_hangup(told.release)
+print(told.acquire(timeout=20))
+send(signal.SIGHUP)
+print(told.acquire(timeout=20), told.acquire(timeout=0.2), signals.stopping)
+""")
+    assert said == "True\nTrue False False"
+
+
+def test_where_nothing_is_reloaded_a_hang_up_stops() -> None:
+    """As ``run --once`` ends with its terminal."""
+    said = run("""
+signals, drained = Signals(reloads=False), threading.Event()
+signals.hand_over(drained.set)
+send(signal.SIGHUP)
+print(drained.wait(20), signals.stopping)
+""")
+    assert said == "True True"
+
+
+def test_what_is_pending_at_the_start() -> None:
+    """A SIGHUP asks for nothing: the configuration is not read yet. A SIGTERM is heard."""
+    said = run("""
+send(signal.SIGHUP)
+send(signal.SIGTERM)
+told = threading.Event()
+try:
+    signals = Signals(reloads=True)
+    left(20) and print("left")
+except Stopped:
+    print("left")
+signals.on_hangup(told.set)
+print(told.wait(0.5), signals.stopping)
+""")
+    assert said == "left\nFalse True"
+
+
+def test_a_hang_up_that_is_ignored_is_left_alone() -> None:
+    """Under nohup."""
+    said = run(
+        """
+signals, told = Signals(reloads=True), threading.Event()
+signals.on_hangup(told.set)
+send(signal.SIGHUP)
+print(told.wait(0.5), signals.stopping)
+""",
+        *("sh", "-c", 'trap "" HUP; exec "$@"', "sh"),
+    )
+    assert said == "False False"
+
+
+def test_after_the_end_signals_wait() -> None:
+    """For the next image: none is taken, ignored or acted upon, whatever other threads there are."""
+    said = run("""
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signals = Signals(reloads=True)
+signals.hand_over(lambda: None)
+signals.end()
+for number in OURS:
+    send(number)
+print(sorted(map(int, signal.sigpending())), signals.stopping)
+""")
+    assert said == "[1, 2, 15] False"
+
+
+def test_a_thread_that_is_not_held_loses_nothing() -> None:
+    """A program that starts us in its own process may have threads already: what they take is heard too."""
+    said = run("""
+signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+ready, release = threading.Event(), threading.Event()
+threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
+ready.wait()
+signals, drained = Signals(reloads=True), threading.Event()
+signals.hand_over(drained.set)
+send(signal.SIGTERM)
+while not drained.is_set():
+    left(0.05)
+print(signals.stopping)
+""")
+    assert said == "True"
