@@ -114,6 +114,10 @@ class DeadLetterSettings(_Section):
     keep_bytes: int = Field(1024 * 1024, ge=0, description="The largest original that is kept; beyond it a reference.")
     total_bytes: int = Field(1024 * 1024 * 1024, ge=0, description="The most bytes of originals that are kept.")
     most: int = Field(100_000, ge=1, description="The most dead letters; when they are there, the pipeline holds.")
+    halt_letters: int = Field(
+        200, ge=0, le=10_000, description="A source is halted when so many of its documents in a row failed; 0: never."
+    )
+    halt_share: float = Field(0.9, ge=0.01, le=1, description="The share of documents in a row that those have to be.")
 
 
 class ShutdownSettings(_Section):

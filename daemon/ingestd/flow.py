@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ import structlog
 from ingestd import __version__
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
+from ingestd.engine.halts import HaltRule, Halts
 from ingestd.engine.health import Health
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pipeline import Pipeline
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
     from ingestd.devices.pool import Pool
     from ingestd.extractors._isolated import IsolatedExtraction
     from ingestd.milvus.client import Connection
-    from ingestd.model import Json, ModelInfo
+    from ingestd.model import Json, ModelInfo, Outcome
     from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
     from ingestd.store.sqlite import SqliteStore
 
@@ -255,6 +257,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
     sources = {name: _source(ground, prepared, name) for name in settings.sources}
     owned = {(name, source.collection) for name, source in sources.items()}
     tally = Tally(ground.metrics, parked=ground.store.waiting(owned))
+    halts = _halts(ground)
     lanes: dict[str, Lanes] = {}
     retries = RetryQueue(
         ground.store,
@@ -266,6 +269,11 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         stop=stop,
         fail=faults.fail,
     )
+
+    def settled(outcomes: Sequence[Outcome]) -> None:
+        retries.settled(outcomes)
+        halts.note(outcomes)  # before their lanes are released: nothing of a halted source takes their room
+
     settle = Settle(
         ground.store,
         breakers=ground.breakers,
@@ -276,12 +284,21 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
         sources=sources,
         pulse=pulse,
         fail=faults.fail,
-        on_settled=retries.settled,
+        on_settled=settled,
     )
     pipelines = {name: _pipeline(ground, collection, name, lanes, settle) for name, collection in prepared.items()}
     threads = {
         name: SourceThread(
-            source, lanes[source.collection], tally, pulse, stop, retries=retries, once=once, fail=faults.fail
+            source,
+            lanes[source.collection],
+            tally,
+            pulse,
+            stop,
+            retries=retries,
+            once=once,
+            fail=faults.fail,
+            on_accept=partial(halts.accepted, name),
+            is_halted=partial(halts.halted, name),
         )
         for name, source in sources.items()
     }
@@ -293,6 +310,7 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
     parts = Parts(
         pulse=pulse,
         breakers=ground.breakers,
+        halts=halts,
         faults=faults,
         tally=tally,
         settle=settle,
@@ -495,6 +513,18 @@ def _breakers(metrics: Metrics) -> Breakers:
     breakers = Breakers(changed)
     breakers.register(MILVUS)
     return breakers
+
+
+def _halts(ground: _Ground) -> Halts:
+    """Watch for streaks of dead letters, and have the metric say from the start that no source is halted."""
+    gauge, configured = ground.metrics.sources.halted, ground.settings.dead_letters
+    for name in ground.settings.sources:
+        gauge.labels(source=name).set(0)
+    return Halts(
+        ground.settings.sources,
+        HaltRule(configured.halt_letters, configured.halt_share),
+        on_halt=lambda name: gauge.labels(source=name).set(1),
+    )
 
 
 def _name_strangers(settings: Settings, store: SqliteStore) -> None:

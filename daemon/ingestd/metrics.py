@@ -169,6 +169,13 @@ class SourceMetrics:
     """How the sources are doing."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # A streak of dead letters: a person has to look, mend the cause, and restart.
+        self.halted = Gauge(
+            "ingestd_source_halted",
+            "1 while a source is halted because too many documents in a row failed, else 0.",
+            ["source"],
+            registry=registry,
+        )
         # The rescan is the truth: it has to be quick beside its interval.
         self.scan_seconds = Histogram(
             "ingestd_source_scan_seconds",

@@ -68,7 +68,7 @@ class Intake(Protocol):
     """What the engine offers to a source. Safe to call from any thread."""
 
     def submit(self, event: Event) -> None:
-        """Accept an event. Blocks while the pipeline is full or a breaker behind it is open.
+        """Accept an event. Blocks while the pipeline is full, a breaker behind it is open, or the source is halted.
 
         Raises:
             Stopped: The daemon is stopping; the event was not accepted.
@@ -77,6 +77,8 @@ class Intake(Protocol):
 
     def offer(self, events: Sequence[Event]) -> int:
         """Accept events from the first on, as many as there is room for now, and return how many. Never blocks.
+
+        A source that is halted has room for none.
 
         Raises:
             Stopped: The daemon is stopping; none was accepted.

@@ -31,6 +31,7 @@ from ingestd.cli.run import calm_collector
 from ingestd.embedders.hashing import Config as Hashing
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
+from ingestd.engine.halts import HaltRule, Halts
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pipeline import Pipeline
 from ingestd.engine.pulse import Pulse
@@ -387,6 +388,7 @@ class Bench:
         parts = Parts(
             pulse=pulse,
             breakers=breakers,
+            halts=Halts((), HaltRule()),
             faults=self.faults,
             tally=self.tally,
             settle=settle,

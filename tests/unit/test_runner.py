@@ -13,6 +13,7 @@ from tests.fakes import COLLECTION, FINGERPRINT, QUICK, Assembly, ListSource, Me
 from ingestd.engine import runner
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
+from ingestd.engine.halts import HaltRule, Halts
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pipeline import Pipeline
 from ingestd.engine.pulse import Pulse
@@ -65,6 +66,7 @@ class Daemon:
         self.stages = Assembly(store, self.sink)
         self.clock, self.breakers, self.faults = SystemClock(), Breakers(backoff=QUICK), Faults()
         self.pulse, self.stop, self.once = Pulse(self.clock), threading.Event(), once
+        self.halts = Halts(["cms"], HaltRule(5, 1.0))
         self.tally = Tally(Metrics("0"), parked=len(store.parked()))
         self.lanes: dict[str, Lanes] = {}
         sources = {"cms": self.source}
@@ -88,9 +90,13 @@ class Daemon:
             sources=sources,
             pulse=self.pulse,
             fail=self.faults.fail,
-            on_settled=self.retries.settled,
+            on_settled=self._settled,
         )
         self.pipeline = self._pipeline(broken)
+
+    def _settled(self, outcomes: Sequence[Outcome]) -> None:
+        self.retries.settled(outcomes)
+        self.halts.note(outcomes)
 
     def _pipeline(self, broken: str | None) -> Pipeline:
         events: Channel[Event] = Channel("recall", None)
@@ -135,10 +141,13 @@ class Daemon:
             retries=self.retries,
             once=self.once,
             fail=self.faults.fail,
+            on_accept=lambda events: self.halts.accepted("cms", events),
+            is_halted=lambda: self.halts.halted("cms"),
         )
         parts = Parts(
             pulse=self.pulse,
             breakers=self.breakers,
+            halts=self.halts,
             faults=self.faults,
             tally=self.tally,
             settle=self.settle,
@@ -211,6 +220,18 @@ def test_once_with_something_held_fails(store: SqliteStore) -> None:
     daemon = Daemon(store, *many(1))
     daemon.source.held = [Check("cms:deletes", ok=False, detail="60 documents are gone at once")]
     assert daemon.run() is Exit.FAILURE
+
+
+def test_once_with_a_source_that_is_halted_fails(store: SqliteStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends, though the source has more to hand in: exit 1, with the reason; the rest is left as it was."""
+    daemon = Daemon(store, *many(200))
+    daemon.stages.extraction.errors.update({f"d{n}": DocumentError("no text in it") for n in range(200)})
+    assert daemon.run() is Exit.FAILURE
+    totals = daemon.tally.totals()
+    assert totals.accepted == totals.dead_lettered + totals.in_flight
+    assert 5 <= totals.dead_lettered < 200
+    said = "".join(capsys.readouterr())
+    assert ("cms:intake" in said, "not done within the timeout" in said) == (True, False)
 
 
 def ask_once(daemon: Daemon, condition: Callable[[], bool]) -> Callable[[], None]:
@@ -339,7 +360,7 @@ def test_checks_speak_of_threads_dependencies_and_sources(store: SqliteStore) ->
     daemon.breakers.register("milvus")
     daemon.source.held = [Check("cms:root", ok=True)]
     assert daemon.run() is Exit.DONE
-    assert {check.name for check in daemon.runner.checks()} == {"threads", "milvus", "cms:root"}
+    assert {check.name for check in daemon.runner.checks()} == {"threads", "milvus", "cms:root", "cms:intake"}
 
 
 def test_a_parked_event_of_an_earlier_run_is_worked_off(store: SqliteStore) -> None:

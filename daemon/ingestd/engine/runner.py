@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ingestd.engine.breaker import Breakers
+    from ingestd.engine.halts import Halts
     from ingestd.engine.pipeline import Pipeline
     from ingestd.engine.pulse import Pulse
     from ingestd.engine.settle import Settle
@@ -84,6 +85,7 @@ class Parts:
 
     pulse: Pulse
     breakers: Breakers
+    halts: Halts
     faults: Faults
     tally: Tally
     settle: Settle
@@ -170,7 +172,7 @@ class Runner:
         checks = [*parts.pulse.checks(), *parts.breakers.checks()]
         for source in parts.sources.values():
             checks.extend(source.checks())
-        return checks
+        return [*checks, *parts.halts.checks()]
 
     def _verdict(self, *, once: bool, finished: bool) -> Exit:
         if self._parts.faults.happened.is_set():
@@ -179,7 +181,8 @@ class Runner:
         self._parts.faults.ended_well = True
         if not once:
             return Exit.DONE
-        held = [check for source in self._parts.sources.values() for check in source.checks() if not check.ok]
+        checks = [check for source in self._parts.sources.values() for check in source.checks()]
+        held = [check for check in [*checks, *self._parts.halts.checks()] if not check.ok]
         for check in held:
             log.error("left undone", check=check.name, detail=check.detail, cure=check.cure)
         if not finished or held:
@@ -188,8 +191,8 @@ class Runner:
 
     def _worked_off(self) -> bool:
         parts = self._parts
-        if any(thread.alive for thread in parts.threads.values()):
-            return False
+        if any(thread.alive and not thread.halted for thread in parts.threads.values()):
+            return False  # a source that is halted does not end by itself: it has more, and may not hand it in
         try:
             return parts.tally.totals().in_flight == 0 and parts.retries.waiting() == 0
         except UnavailableError:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ingestd.model import Content, DocumentKey, Outcome, Parked
     from ingestd.ports import Clock, Source, Store
 
+HALTED = 1.0
+"""Seconds between two heartbeats of a source that is halted."""
 POLL = 0.5
 """Seconds between two looks at the retry queue, and the most that one look waits for room in the lanes."""
 REVIVE = 100
@@ -45,6 +47,8 @@ class SourceThread:
         once: bool,
         fail: Callable[[str, BaseException], None],
         on_skip: Callable[[Verdict, int], None] = lambda _verdict, _count: None,
+        on_accept: Callable[[Sequence[Event]], None] = lambda _events: None,
+        is_halted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._source = source
         self._lanes = lanes
@@ -56,6 +60,8 @@ class SourceThread:
         self._once = once
         self._fail = fail
         self._on_skip = on_skip
+        self._on_accept = on_accept
+        self._is_halted = is_halted
         self._name = f"source/{source.name}"
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
@@ -63,6 +69,11 @@ class SourceThread:
     def alive(self) -> bool:
         """Whether the source is still at it."""
         return self._thread.is_alive()
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing more is taken from the source, for as long as the daemon runs."""
+        return self._is_halted()
 
     def start(self) -> None:
         """Start the thread."""
@@ -76,12 +87,15 @@ class SourceThread:
 
     def submit(self, event: Event) -> None:
         """See ``ports.Intake``."""
-        self._lanes.submit(event, on_accept=lambda: self._tally.accept(self._source.name), beat=self._beat)
+        while self._is_halted():
+            self.wait(HALTED)
+        self._lanes.submit(event, on_accept=lambda: self._accept([event]), beat=self._beat)
 
     def offer(self, events: Sequence[Event]) -> int:
         """See ``ports.Intake``."""
         self._beat()
-        return self._lanes.offer(events, on_accept=lambda count: self._tally.accept(self._source.name, count))
+        room_for = () if self._is_halted() else events  # of none, so that a stop is told all the same
+        return self._lanes.offer(room_for, on_accept=lambda count: self._accept(events[:count]))
 
     def withdraw(self, tenures: Collection[str] | None = None) -> None:
         """See ``ports.Intake``."""
@@ -117,6 +131,10 @@ class SourceThread:
             self._beat()
         if self._stop.is_set():
             raise Stopped(self._name)
+
+    def _accept(self, events: Sequence[Event]) -> None:
+        self._tally.accept(self._source.name, len(events))
+        self._on_accept(events)
 
     def _beat(self) -> None:
         self._pulse.beat(self._name)

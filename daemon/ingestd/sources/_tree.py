@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from ingestd.sources._globs import Globs
 
 SIDECAR = b".meta.json"
-NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""Errors that mean that a file is not there, or not in a way that counts (behind a symlink)."""
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors that mean that a file is not there, or not in a way that counts (behind a symlink). The last one is what a
+file's sidecar answers where the file's own name is nearly as long as names may be."""
 
 # O_PATH gives a descriptor that has read nothing and touched nothing: no FIFO blocks, no device wakes up.
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC

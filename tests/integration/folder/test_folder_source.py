@@ -108,6 +108,14 @@ def test_names_that_are_no_utf8(rig: Rig) -> None:
     assert rig.engine.events == []
 
 
+@pytest.mark.parametrize("length", [245, 246, 255])
+def test_the_longest_names(rig: Rig, length: int) -> None:
+    """A file whose sidecar would have a name that is too long has none, and is a document like any other."""
+    rig.write("x" * length)
+    rig.once()
+    assert rig.texts() == {"x" * length: "text"}
+
+
 def test_a_sidecar_is_its_files_metadata(rig: Rig) -> None:
     """Its appearance, change and removal count as the file's; title and content type are set apart."""
     with rig.running(rescan_seconds=60):
