@@ -298,10 +298,10 @@ class Ground:
     def most_redone(self, interruptions: int, rate: float) -> int:
         """Return the most records that so many kills can have had done again.
 
-        That is what was accepted and not settled, what was settled since the last commit, which is a second ago, and
-        what was settled behind a record that waited for others of its document: little, while these are many.
+        That is what was accepted and not settled, what was settled since the last commit, which is a second or two
+        ago, and what was settled in the seconds for which a record waited for others of its document.
         """
-        return int(interruptions * (IN_FLIGHT + POLLED + 2 * rate))
+        return int(interruptions * (IN_FLIGHT + POLLED + 4 * rate))
 
 
 @contextmanager
