@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 from tests.benchmarks.poison import POISON
-from tests.campaigns.faults.files import flowing
 from tests.campaigns.faults.ground import Figures, Ground, Report, Scene, Wish, ground
+from tests.campaigns.faults.traffic import flowing
 from tests.faults import worker_models
 from tests.fixtures.daemon import COLLECTION, wait_for
 from tests.fixtures.scarce_embedder import LONGEST
