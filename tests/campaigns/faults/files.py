@@ -55,19 +55,6 @@ WITHOUT = {
 from ingestd.sources._agenda import Settling
 Settling.rests_at = lambda self, document, found, *, closed, wall, now: now
 """,
-    # What was read is taken, whatever the file is by then.
-    "second-look": """\
-import ingestd.sources._payload as payload
-from ingestd.model import Content
-from ingestd.sources._ids import escape
-
-def read(self, name, file, sidecar):
-    found = self._found(file, sidecar)
-    return Content(payload._read_up_to(file, found.size + 1), escape(name), signature=found.signature)
-
-assert payload.FilePayload._read
-payload.FilePayload._read = read
-""",
     # The watcher is believed: that it lost something leads to nothing.
     "rescan": """\
 from ingestd.sources._watch import Hints
@@ -94,7 +81,6 @@ DeleteGuard.allows = lambda self, gone, known, now: True
 }
 TEETH = {
     "settling": "writers",
-    "second-look": "writers",
     "rescan": "overflow",
     "inside": "traps",
     "guard": "mounts",
