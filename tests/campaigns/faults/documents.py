@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -44,10 +45,10 @@ REASONS = {
     "nested.html": "",
     "crash.txt": "signal 6",
     "memory.txt": "out of memory",
-    "loop.txt": "processor time",
+    "loop.txt": "processor time|no answer within",  # a machine that is busy may not give it as much
     "sleep.txt": "no answer within",
 }
-"""What a letter says of each kind; an empty one: anything, as long as it says something."""
+"""What a letter says of each kind, as a regular expression; an empty one: anything, as long as it says something."""
 WITHOUT = {
     # What only looks like an outage is an outage.
     "halving": """\
@@ -225,7 +226,7 @@ def _check_reasons(place: Ground, bad: Mapping[str, str]) -> None:
     assert set(bad) == {letter["document_id"] for letter in letters}
     assert max(Counter(letter["document_id"] for letter in letters).values()) == 1
     told = [(letter["document_id"], letter["message"]) for letter in letters]
-    wrong = [(name, message) for name, message in told if not message or bad[name] not in message]
+    wrong = [(name, message) for name, message in told if not message or not re.search(bad[name], message)]
     assert not wrong, f"letters without their reason: {wrong[:5]}"
 
 
