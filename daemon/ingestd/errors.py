@@ -37,6 +37,10 @@ class DocumentError(IngestError):
     """This document is bad: it becomes a dead letter, and trying again would not help."""
 
 
+class DeadlyError(DocumentError):
+    """It ended, or hung, the process that worked on it: each further try of a batch with it costs another one."""
+
+
 class TransientError(IngestError):
     """This document failed in a way that is worth another try.
 

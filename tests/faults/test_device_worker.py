@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ingestd.devices.pool import Pool
-from ingestd.errors import ConfigError, DocumentError, FatalError, Stopped, UnavailableError
+from ingestd.errors import ConfigError, DeadlyError, DocumentError, FatalError, Stopped, UnavailableError
 from ingestd.model import Role, VectorKind
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def test_sigkill_from_outside_in_a_request(pool: Pool, device: Device, log: Path
 
 def test_texts_that_kill_twice_are_at_fault(device: Device, log: Path) -> None:
     """Texts that kill two workers, where a plain sentence kills none, are the document's fault."""
-    with pytest.raises(DocumentError, match="killed the device worker twice"):
+    with pytest.raises(DeadlyError, match="killed the device worker twice"):
         lengths(device, "a", "die")
     assert log.read_text().splitlines().count("died") == 2
     assert lengths(device, "a") == [1]

@@ -105,7 +105,7 @@ class Daemon:
         works: dict[str, Any] = {
             "recall": self.stages.recall,
             "extract": self.stages.extract,
-            "extract_long": self.stages.extract,
+            "extract_long": self.stages.extract_long,
             "chunk": self.stages.chunk,
             "embed": Embed(self.stages.embed._fields, window=4, patience=patience),
             "write": Write(self.sink, self.store, fingerprint=FINGERPRINT, patience=patience),
@@ -204,6 +204,15 @@ def test_once_works_off_retries_too(store: SqliteStore) -> None:
     assert daemon.run() is Exit.DEAD_LETTERS
     assert tries == {"d0": 1, "d1": 3}
     assert daemon.tally.totals() == Totals(accepted=3, written=2, dead_lettered=1, chunks_embedded=4)
+
+
+def test_a_difficult_document_goes_the_long_way(store: SqliteStore) -> None:
+    """What a reader in a hurry hands on is read by another one, and written like all the others."""
+    daemon = Daemon(store, *many(3))
+    daemon.stages.extraction.difficult = {"d1"}
+    assert daemon.run() is Exit.DONE
+    assert daemon.tally.totals() == Totals(accepted=3, written=3, chunks_embedded=6)
+    assert sorted(daemon.stages.extraction.read) == ["d0", "d1", "d2"]
 
 
 def test_once_that_is_not_done_in_time_fails(store: SqliteStore) -> None:

@@ -21,7 +21,7 @@ from tests.fakes import (
 )
 
 from ingestd.engine.breaker import Breakers
-from ingestd.errors import DocumentError, UnavailableError
+from ingestd.errors import DeadlyError, DocumentError, UnavailableError
 from ingestd.model import Abandoned, Chunked, Embedded, Outcome, SparseVector, Stage, VectorKind, Verdict
 from ingestd.stages.embed import PROBE, Embed, VectorField
 
@@ -107,6 +107,16 @@ def test_a_vector_that_is_not_a_number_never_goes_on(stages: Assembly) -> None:
         "b": Verdict.DEAD_LETTERED,
     }
     assert stages.sink.texts() == {"a": ("a0",)}
+
+
+def test_a_deadly_row_is_found_without_halving(stages: Assembly) -> None:
+    """Each batch with it costs a model that has to be loaded again: after the first one, rows go one by one."""
+    stages.embedder.errors["c1"] = DeadlyError("it killed the worker")
+    results = list(stages.embed.process(documents(stages, a=names("a", 2), c=names("c", 2))))
+    [bad] = [one for one in results if isinstance(one, Outcome)]
+    assert (bad.event.key.document_id, bad.verdict) == ("c", Verdict.DEAD_LETTERED)
+    assert shape([one for one in results if one is not bad]) == [("a", 2, True, True)]
+    assert sum("c1" in call for call in stages.embedder.calls) == 2
 
 
 def test_a_failure_in_a_later_window_takes_the_document_back(stages: Assembly) -> None:

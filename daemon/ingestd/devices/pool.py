@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from ingestd.children import Child, ChildDied
 from ingestd.devices.worker import PROBE, BadText, Broken, Embed, Load, Misconfigured
-from ingestd.errors import ConfigError, DocumentError, FatalError, Stopped, UnavailableError
+from ingestd.errors import ConfigError, DeadlyError, DocumentError, FatalError, Stopped, UnavailableError
 from ingestd.model import Check, ModelInfo
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class LoadedModel:
         """Return one vector a text for each kind.
 
         Raises:
-            DocumentError: The model cannot embed one of the texts, or they killed the worker twice.
+            DocumentError: The model cannot embed one of the texts; DeadlyError: they killed the worker twice.
             UnavailableError: The worker cannot be started, the model cannot be loaded any more, or it embeds nothing.
             ConfigError: The model cannot be loaded, and never could.
             FatalError: The model was loaded again and is another one now.
@@ -174,7 +174,7 @@ class _Worker:
             except (ChildDied, DocumentError) as error:
                 said = f"{recipe.load.name}: the device worker dies on every text ({error})"
                 raise UnavailableError(self.name, said) from error
-        raise DocumentError(
+        raise DeadlyError(
             f"{recipe.load.name}: the texts killed the device worker twice, where a plain sentence did not ({reason})"
         )
 

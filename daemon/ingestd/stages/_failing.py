@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, TypeVar
 
-from ingestd.errors import DocumentError, Superseded, Suspect, TransientError
+from ingestd.errors import DeadlyError, DocumentError, Superseded, Suspect, TransientError
 from ingestd.model import Content, Event, Failure, Outcome, Stage, Verdict
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ def _failure(stage: Stage, error: Exception) -> Failure:
 def isolate(
     items: Sequence[T], call: Callable[[Sequence[T]], R]
 ) -> Iterator[tuple[Sequence[T], R | DocumentError | TransientError]]:
-    """Make a call for many items at once, and find the bad ones by halving when it fails.
+    """Make a call for many items at once, and find the bad ones when it fails: by halving, deadly ones one by one.
 
     Args:
         items: At least one.
-        call: Raises DocumentError (one of the items is bad), TransientError, or Suspect (they look like an outage).
+        call: Raises DocumentError (one of the items is bad; DeadlyError: and finding out is dear), TransientError, or
+            Suspect (they look like an outage).
 
     Yields:
         Runs of items with what the call returned for them, or a single item with its error. In order.
@@ -60,8 +61,9 @@ def isolate(
             else:
                 yield items, error
             return
-        middle = len(items) // 2
-        yield from isolate(items[:middle], call)
-        yield from isolate(items[middle:], call)
+        # A model that is loaded again, or waited for, at each halving would stop everything for that many times.
+        step = 1 if isinstance(error, DeadlyError) else (len(items) + 1) // 2
+        for start in range(0, len(items), step):
+            yield from isolate(items[start : start + step], call)
     else:
         yield items, result

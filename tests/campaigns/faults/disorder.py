@@ -177,7 +177,9 @@ def _disorder(wish: Wish, folder: Path, draw: random.Random, report: Report, *, 
             report("disorder", number=number, seconds=place.until_whole(time.monotonic()))
         if versions:
             records.again()
-            report("again", seconds=place.until_whole(time.monotonic()))
+            since = time.monotonic()
+            records.check_committed(60)  # before that it may not have read them
+            report("again", seconds=place.until_whole(since, 90))
         place.faults += records.twice + records.moved + records.early
         told = f"{records.twice} twice, {records.moved} moved, {records.early} deleted before they were made"
         assert min(records.twice, records.moved) > 0.2 * 300 * count, f"too little disorder: {told}"

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.campaigns.faults.events import Documents
 from tests.campaigns.faults.ground import Figures, Ground, Report, Scene, Wish, ground, pause
 from tests.campaigns.faults.oracle import Held
+from tests.campaigns.faults.traffic import flowing
 from tests.fixtures.daemon import wait_for
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-PACE = 0.25
-"""Seconds between two events of the traffic."""
+SETTLE = 3.0
+"""Seconds for which a file has to be still."""
 NEVER = 3600
 """Seconds between two scans, where something else has to find out."""
 LATE = 120.0
@@ -53,19 +54,6 @@ WITHOUT = {
     "settling": """\
 from ingestd.sources._agenda import Settling
 Settling.rests_at = lambda self, document, found, *, closed, wall, now: now
-""",
-    # What was read is taken, whatever the file is by then.
-    "second-look": """\
-import ingestd.sources._payload as payload
-from ingestd.model import Content
-from ingestd.sources._ids import escape
-
-def read(self, name, file, sidecar):
-    found = self._found(file, sidecar)
-    return Content(payload._read_up_to(file, found.size + 1), escape(name), signature=found.signature)
-
-assert payload.FilePayload._read
-payload.FilePayload._read = read
 """,
     # The watcher is believed: that it lost something leads to nothing.
     "rescan": """\
@@ -93,46 +81,16 @@ DeleteGuard.allows = lambda self, gone, known, now: True
 }
 TEETH = {
     "settling": "writers",
-    "second-look": "writers",
     "rescan": "overflow",
     "inside": "traps",
     "guard": "mounts",
 }
 
 
-@contextmanager
-def flowing(place: Ground, pace: float = PACE) -> Iterator[threading.Lock]:
-    """Have events carried out at a steady pace while the body runs.
-
-    Yields:
-        A lock that is held while an event is carried out: whoever adds to what is expected holds it too.
-    """
-    lock, over = threading.Lock(), threading.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            while not over.wait(pace):
-                with lock:
-                    place.work(1)
-        except BaseException as error:  # noqa: BLE001 - raised where it is joined
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="traffic")
-    thread.start()
-    try:
-        yield lock
-    finally:
-        over.set()
-        thread.join()
-    if failed:
-        raise failed[0]
-
-
 def writers(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figures:
     """Files that grow for seconds, that are written anew while they are read, that drop in by a rename."""
     count = wish.count(8, 2)
-    settings = {"sources.inbox.settle_seconds": 3, "sources.inbox.rescan_seconds": 1}
+    settings = {"sources.inbox.settle_seconds": SETTLE, "sources.inbox.rescan_seconds": 1}
     with ground(wish, folder, draw, settings=settings) as place:
         place.patch("slow_reads", SLOW_READS)
         place.work(10)
@@ -140,18 +98,12 @@ def writers(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Fi
         place.daemon.until_ready()
         with flowing(place) as traffic:
             for number in range(count):
-                growing = {f"slow-{number}-{at}.txt": _text(draw, 12) for at in range(3)}
-                open_files = {name: (place.workplace.inbox / name).open("w") for name in growing}
-                for at in range(12):
-                    for name, file in open_files.items():
-                        file.write(growing[name][at])
-                        file.flush()
-                    pause(0.3, place)
-                seen = {f"inbox/{name}" for name in growing} & place.rows().keys()
-                assert not seen, f"read while it was being written: {seen}"
-                for name, file in open_files.items():
-                    file.close()
-                    _expect(place, traffic, name, "".join(growing[name]))
+                with _growing(place.workplace.inbox, [f"slow-{number}-{at}.txt" for at in range(3)]) as texts:
+                    pause(SETTLE + 1.5, place)
+                    seen = {f"inbox/{name}" for name in texts} & place.rows().keys()
+                    assert not seen, f"read while it was being written: {seen}"
+                for name, text in texts.items():
+                    _expect(place, traffic, name, text)
                 _drop_in(place, traffic, f"dropped-{number % 3}.txt", "".join(_text(draw, 6)))
                 _cut(place, traffic, f"cut-{number}.txt", draw)
                 place.faults += 5
@@ -293,18 +245,19 @@ def traps(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
                 (inbox / f"links-{number}").symlink_to(outside)
                 (inbox / f"hard-{number}.txt.meta.json").symlink_to(outside / "secret.txt")
                 os.mkfifo(inbox / f"pipe-{number}.txt")
-                with traffic:
-                    swapped = place.documents.create(f"swap-{number}/d.txt")
-                    piped = place.documents.create(f"to-be-piped-{number}.txt")
-                    closed = place.documents.create(f"closed-{number}.txt")
-                    shut = place.documents.create(f"shut-{number}/d.txt")
+                # Of its own, which the traffic knows nothing of.
+                swapped, piped = f"swap-{number}/d.txt", f"to-be-piped-{number}.txt"
+                closed, shut = f"closed-{number}.txt", f"shut-{number}/d.txt"
+                for name in (swapped, piped, closed, shut):
+                    text = "".join(_text(draw, 5))
+                    place.workplace.write(name, text)
+                    _expect(place, traffic, name, text)
                 (inbox / closed).chmod(0)
-                dead = place.look()["dead_lettered"]
                 (inbox / shut).parent.chmod(0)
                 _swap(inbox, swapped, outside)
                 (inbox / piped).rename(inbox / f"moved-{number}.txt")
                 os.mkfifo(inbox / piped)
-                wait_for(partial(_has_died, place, dead), "what may not be read is a letter", LATE)
+                wait_for(partial(_is_letter, place, closed), "what may not be read is a letter", LATE)
                 place.daemon.until(lambda: not _is_well(place, "directories"), "what is shut is said", LATE)
                 found = [name for name, rows in place.rows().items() if any(SECRET in row.text for row in rows)]
                 assert not found, f"read from outside of the folder: {found}"
@@ -316,7 +269,7 @@ def traps(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
                 (inbox / f"swapped-{number}").rename((inbox / swapped).parent)
                 place.faults += 8
             report("traps", number=number, seconds=place.until_whole(time.monotonic()))
-        return place.finish(faults=8 * count, events=20 + 8 * count)
+        return place.finish(faults=8 * count, events=20 + 4 * count)
 
 
 SCENES: dict[str, Scene] = {
@@ -327,6 +280,30 @@ SCENES: dict[str, Scene] = {
     "mounts": mounts,
     "traps": traps,
 }
+
+
+@contextmanager
+def _growing(inbox: Path, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Have files grow, a line at a time, while the body runs, and closed at its end; yield what is in them."""
+    texts, over = dict.fromkeys(names, ""), threading.Event()
+
+    def run() -> None:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context((inbox / name).open("w")) for name in names}
+            while not over.wait(0.2):
+                for name, file in files.items():
+                    line = f"Line {len(texts[name])} of {name}, that is written by and by.\n"
+                    texts[name] += line
+                    file.write(line)
+                    file.flush()
+
+    thread = threading.Thread(target=run, name="writer")
+    thread.start()
+    try:
+        yield texts
+    finally:
+        over.set()
+        thread.join()
 
 
 def _text(draw: random.Random, lines: int) -> list[str]:
@@ -402,8 +379,8 @@ def _overflowed(place: Ground, before: float) -> bool:
     return _overflows(place) > before
 
 
-def _has_died(place: Ground, before: int) -> bool:
-    return place.look()["dead_lettered"] > before
+def _is_letter(place: Ground, name: str) -> bool:
+    return any(letter["document_id"] == f"inbox/{name}" for letter in place.letters())
 
 
 def _overflows(place: Ground) -> float:
