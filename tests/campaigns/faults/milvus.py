@@ -128,6 +128,7 @@ class _Behind:
         self.place.start()
         self.place.daemon.until_ready()
         self.place.until_whole(time.monotonic())
+        self.place.recoveries.clear()
 
     def outage(
         self,
@@ -232,11 +233,16 @@ def _behind(
 
 def refused(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figures:
     """A server that is up, and for a while refuses, fails, garbles or does not answer: every kind, for some seconds."""
+    return refusals(wish, folder, draw, report, list(REFUSALS))
+
+
+def refusals(wish: Wish, folder: Path, draw: random.Random, report: Report, names: list[str]) -> Figures:
+    """Have some of ``REFUSALS``, one after the other."""
     with _behind(wish, folder, draw, report) as behind:
         behind.up(30)
-        for name, make in REFUSALS.items():
-            _refuse(behind, name, make(), wish.count(10, least=6))
-        return behind.place.finish(faults=len(REFUSALS), events=24 * len(REFUSALS), note=behind.note())
+        for name in names:
+            _refuse(behind, name, REFUSALS[name](), wish.count(10, least=6))
+        return behind.place.finish(faults=len(names), events=24 * len(names), note=behind.note())
 
 
 def _refuse(behind: _Behind, name: str, fault: Fault, seconds: float) -> None:

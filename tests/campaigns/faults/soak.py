@@ -45,6 +45,7 @@ def soak(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figur
         place.work(DOCUMENTS)
         place.start()
         place.until_whole(time.monotonic(), 60)
+        place.recoveries.clear()
         samples: list[Gauges] = []
         began = last = time.monotonic()
         while time.monotonic() < began + seconds:
