@@ -30,6 +30,8 @@ from tests.fixtures.faulty_milvus import Fault, FaultyMilvus, faulty
 from tests.fixtures.lite_server import LiteServer
 from tests.fixtures.milvus import Server
 
+from ingestd.milvus.lite import running
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Mapping
@@ -315,7 +317,8 @@ def wrong(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
             place.faults += 1
             report("wrong", what=name, answers=fault.happened, seconds=round(time.monotonic() - happened, 1))
         # The one wrong answer that it must believe: it ends, rather than write to what it does not know.
-        with proxy.fault(Fault(frozenset({"HasCollection"}), garble=bad.denied)):
+        gone = Fault(frozenset({"DescribeCollection"}), code=bad.NO_COLLECTION, reason="collection not found")
+        with proxy.fault(gone):
             wait_for(lambda: not place.daemon.runs, "it ends, for its collection is said to be gone", 60)
         assert place.daemon.wait() == 1
         assert "dropped or made again" in place.daemon.log
@@ -381,6 +384,9 @@ def child(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
             if way == "killed":
                 os.kill(pid, signal.SIGKILL)
                 since = time.monotonic()
+                # The comparison would start a Lite of its own where none runs, and keep the daemon's out.
+                address = place.workplace.state / "milvus.json"
+                place.daemon.until(partial(running, address), "Milvus Lite runs again")
             else:
                 os.kill(pid, signal.SIGSTOP)
                 place.work(5)

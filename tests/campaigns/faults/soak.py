@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from tests.campaigns.faults.gauges import MIB, Gauges, grown, look
 from tests.campaigns.faults.ground import Figures, Ground, Report, Scene, Wish, ground, pause
 
+from ingestd.milvus.lite import running
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
@@ -77,9 +79,11 @@ def _traffic(place: Ground) -> None:
 
 def _outage(place: Ground) -> None:
     """Kill the daemon's Milvus Lite, under traffic."""
-    known = json.loads((place.workplace.state / "milvus.json").read_text())
-    os.kill(known["pid"], signal.SIGKILL)
+    address = place.workplace.state / "milvus.json"
+    os.kill(json.loads(address.read_text())["pid"], signal.SIGKILL)
     _traffic(place)
+    # The comparison would start a Lite of its own where none runs, and keep the daemon's out.
+    place.daemon.until(lambda: running(address), "Milvus Lite runs again")
     place.until_whole(time.monotonic())
     place.faults += 1
 
