@@ -136,6 +136,17 @@ class Documents:
             del text[draw.randrange(len(text))]
         self._write(name)
 
+    def replace(self) -> None:
+        """Change all of a document that was whole at the last ``seen``: it must not be missing meanwhile."""
+        there = sorted(name for name in self._texts.keys() - self._bad if self._id(name) in self._versions)
+        if not there:
+            self.create()
+            return
+        name = self._draw.choice(there)
+        self._begin("edit", name)
+        self._texts[name] = [self._paragraph() for _ in range(self._draw.randint(*self._paragraphs))]
+        self._write(name)
+
     def describe(self, name: str | None = None) -> None:
         """Change the metadata alone."""
         name = name or self._any()
@@ -207,12 +218,9 @@ class Documents:
         self._versions.pop(self._id(name), None)
 
     def _put(self, name: str, data: bytes) -> None:
-        """Write a file in place, or beside it and then in its place, as editors do."""
+        """Write a file beside its place, and move it there: on a busy machine one may stand half written for long."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self._draw.random() < 0.5:
-            path.write_bytes(data)
-            return
         beside = path.with_name(f".{path.name}.new")
         beside.write_bytes(data)
         beside.replace(path)

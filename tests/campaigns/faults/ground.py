@@ -299,13 +299,13 @@ class Ground:
         Raises:
             UnequalError: Milvus does not hold what it should.
         """
-        if self._daemon is not None and self._daemon.runs:
+        if self._daemon is None or not self._daemon.runs:
+            self._once()
+        else:
+            self.until_whole(time.monotonic())
             self.stop()
-        answer = self.workplace.ask("run", "--once", "--json", timeout=600)
-        assert answer.code in {0, 3}, f"exit {answer.code}\n{answer.err[-4000:]}"
-        totals = answer.totals
-        assert totals["accepted"] == sum(totals[name] for name in ENDS), totals
-        assert totals["in_flight"] == totals["retrying"] == 0, totals
+        again = self._once()
+        assert again["chunks_embedded"] == 0, f"a run embeds what is there: {again}"
         self.found = self._differences()
         if self.found:
             raise UnequalError("after the last run", self.found)
@@ -313,8 +313,6 @@ class Ground:
         self.check_state()
         if self.records is not None:
             self.records.check_committed()
-        again = self.workplace.ask("run", "--once", "--json", timeout=600).totals
-        assert again["chunks_embedded"] == 0, f"a second run embeds what is there: {again}"
         assert self.faults >= faults, f"too little happened: {self.faults} faults, and {faults} were wanted"
         assert self.events >= events, f"too little happened: {self.events} events, and {events} were wanted"
         return self.figures(note)
@@ -332,6 +330,15 @@ class Ground:
             recovery_seconds=round(max(self.recoveries, default=0.0), 1),
             note=note,
         )
+
+    def _once(self) -> dict[str, int]:
+        """Work off what is there, and return the totals, having added them up."""
+        answer = self.workplace.ask("run", "--once", "--json", timeout=600)
+        assert answer.code in {0, 3}, f"exit {answer.code}\n{answer.err[-4000:]}"
+        totals = answer.totals
+        assert totals["accepted"] == sum(totals[name] for name in ENDS), totals
+        assert totals["in_flight"] == totals["retrying"] == 0, totals
+        return totals
 
     def _is_idle(self) -> bool:
         if not self.daemon.said("ready"):

@@ -64,10 +64,12 @@ PLACES = ("server", "own")
 """A Milvus that outlives the daemon, and the daemon's own."""
 START_UP, LOADING = 4.0, 20.0
 """Seconds, about, that a start takes, with hashed words and with real models."""
+WITH_RECORDS = frozenset({"embedded", "offset-before-commit"})
+"""Points that are about records, or among others."""
 BY_DOCUMENT = frozenset({"read", "extracted", "chunked"})
 """Points that are passed once for each document; the others once for each batch."""
-SETTINGS = {"milvus.batch_rows": 8}
-"""A call of the sink is several requests."""
+SETTINGS = {"milvus.batch_rows": 8, "embedders.hash.delay_seconds_per_text": 0.03}
+"""A call of the sink is several requests, and there is always something in flight while events come."""
 
 WITHOUT = {
     # What is about to be touched is not noted: rows of an attempt that did not finish are known to nobody.
@@ -150,7 +152,9 @@ def _points(group: str, wish: Wish, folder: Path, draw: random.Random, report: R
     return _together([kill_at(points, wish, folder / place, draw, report) for place in PLACES])
 
 
-def kill_at(points: Sequence[str], wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figures:
+def kill_at(
+    points: Sequence[str], wish: Wish, folder: Path, draw: random.Random, report: Report, *, chain: int = CHAIN
+) -> Figures:
     """Kill at some points, one after the other.
 
     Args:
@@ -159,6 +163,7 @@ def kill_at(points: Sequence[str], wish: Wish, folder: Path, draw: random.Random
         folder: For everything. Its name says which of ``PLACES`` it is.
         draw: Says at which passage, and what happens meanwhile.
         report: Takes a line for each comparison.
+        chain: Kills between two comparisons.
     """
     server = folder.name == "server"
     with _ground(wish, folder, draw) as place:
@@ -166,10 +171,10 @@ def kill_at(points: Sequence[str], wish: Wish, folder: Path, draw: random.Random
         place.work(30)
         starts.next()
         place.until_whole(time.monotonic(), 90)
-        place.kill()
-        for begin in range(0, len(points), CHAIN):
-            chain = points[begin : begin + CHAIN]
-            for number, point in enumerate(chain):
+        for begin in range(0, len(points), chain):
+            place.kill()
+            some = points[begin : begin + chain]
+            for number, point in enumerate(some):
                 _kill_at(place, starts, point, draw)
                 if server:
                     place.check_covered()
@@ -180,8 +185,7 @@ def kill_at(points: Sequence[str], wish: Wish, folder: Path, draw: random.Random
             starts.next()
             place.work(3)
             seconds = round(place.until_whole(since), 1)
-            report("recovered", place=folder.name, after=chain, seconds=seconds, faults=place.faults)
-            place.kill()
+            report("recovered", place=folder.name, after=some, seconds=seconds, faults=place.faults)
         return place.finish(faults=len(points), events=3 * len(points), note=starts.note())
 
 
@@ -197,9 +201,11 @@ def _kill_at(place: Ground, starts: _Starts, point: str, draw: random.Random) ->
 
     def died() -> bool:
         if daemon.said("ready"):
-            _work(place, draw, records=point == "offset-before-commit")
+            _work(place, draw, records=point in WITH_RECORDS)
             if point == "letter-written":
                 place.documents.poison()
+            if point.startswith("delete"):
+                place.documents.replace()
         return not daemon.runs
 
     _every(0.3, died, f"it comes to {point} for the {passage}. time", REACHED * place.wish.patience, daemon)
@@ -232,9 +238,9 @@ def kill_at_random(times: int, wish: Wish, folder: Path, draw: random.Random, re
         place.work(30)
         starts.next()
         place.until_whole(time.monotonic(), 90 + 10 * start_up)
-        place.kill()
         done = 0
         while done < times:
+            place.kill()
             kinds = []
             for number in range(min(2 * CHAIN, times - done)):
                 kinds.append(_kill_somewhere(place, starts, draw, start_up))
@@ -249,7 +255,6 @@ def kill_at_random(times: int, wish: Wish, folder: Path, draw: random.Random, re
             place.work(3)
             seconds = round(place.until_whole(since), 1)
             report("recovered", place=folder.name, after=kinds, seconds=seconds, faults=place.faults)
-            place.kill()
         assert starts.at_work >= times // 4, f"too few kills at work: {starts.at_work} of {times}"
         note = f"{starts.at_work} at work; {starts.note()}"
         return place.finish(faults=times, events=2 * times, note=note)
