@@ -24,6 +24,7 @@ from tests.campaigns.faults import clock, soak, state
 from tests.campaigns.faults.gauges import MIB, look, metric
 from tests.campaigns.faults.ground import Figures, Ground, Report, Scene, Wish, ground, pause
 from tests.campaigns.faults.oracle import stored
+from tests.campaigns.kafka_ground import be_patient
 from tests.fixtures import faulty_milvus as bad
 from tests.fixtures.daemon import COLLECTION, wait_for
 from tests.fixtures.faulty_milvus import Fault, FaultyMilvus, faulty
@@ -49,6 +50,12 @@ KEPT = 0.9
 """The share of the throughput before an outage that has to be there after it."""
 DELAY = 0.02
 """Seconds of embedding a text, where throughput is compared: a machine that is busy otherwise then hardly shows."""
+
+DENSE: dict[str, object] = {
+    f"collections.{COLLECTION}.vectors": {"dense": {"embedder": "hash"}},
+    "embedders.hash.kinds": ["dense"],
+}
+"""What Milvus 2.3.5 can hold."""
 
 REFUSALS: dict[str, Callable[[], Fault]] = {
     "rate limit on upserts": lambda: Fault(bad.UPSERTS, code=bad.RATE_LIMIT),
@@ -404,17 +411,26 @@ def child(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
 def server(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figures:
     """A real Milvus 2.3.5: killed and restarted, and stopped."""
     times = wish.count(2)
-    dense: dict[str, object] = {
-        f"collections.{COLLECTION}.vectors": {"dense": {"embedder": "hash"}},
-        "embedders.hash.kinds": ["dense"],
-    }
-    real = Server(folder / "server")
-    with _behind(wish, folder, draw, report, server=real, settings=dense) as behind:
-        behind.up(20)
-        for _ in range(times):
-            behind.outage("killed", 8.0, real.kill, lambda: _serves(real))
-            behind.outage("stopped", 8.0, lambda: real.send(signal.SIGSTOP), lambda: real.send(signal.SIGCONT))
-        return behind.place.finish(faults=2 * times, events=48 * times, note=behind.note())
+    figures = []
+    for way in ("killed", "stopped"):
+        real = Server(folder / way)
+        if way == "stopped":
+            # By the fixture's wish it gives itself up after three seconds without a processor.
+            be_patient(folder / way / "configs" / "milvus.yaml")
+        with _behind(wish, folder / f"with-{way}", draw, report, server=real, settings=DENSE) as behind:
+            behind.up(20)
+            for _ in range(times):
+                if way == "killed":
+                    behind.outage(way, 8.0, real.kill, partial(_serves, real))
+                else:
+                    behind.outage(way, 8.0, partial(real.send, signal.SIGSTOP), partial(real.send, signal.SIGCONT))
+            figures.append(behind.place.finish(faults=times, events=24 * times, note=f"{way}: {behind.note()}"))
+    return Figures(
+        faults=sum(one.faults for one in figures),
+        events=sum(one.events for one in figures),
+        recovery_seconds=max(one.recovery_seconds for one in figures),
+        note="; ".join(one.note for one in figures),
+    )
 
 
 def _serves(real: Server) -> None:
