@@ -322,7 +322,7 @@ def ground(wish: Wish, folder: Path, *, shared: bool) -> Iterator[Ground]:
         uri = None
         if wish.milvus == "server":
             server = Server(folder / "milvus")
-            _be_patient(folder / "milvus" / "configs" / "milvus.yaml")
+            be_patient(folder / "milvus" / "configs" / "milvus.yaml")
             stack.callback(server.kill)
             server.start()
             uri = server.uri
@@ -336,7 +336,7 @@ def ground(wish: Wish, folder: Path, *, shared: bool) -> Iterator[Ground]:
         yield Ground(wish, folder, broker.bootstrap, uri, stream, stack, ends=ends)
 
 
-def _be_patient(configuration: Path) -> None:
+def be_patient(configuration: Path) -> None:
     """Let a server that gets no processor for some seconds live on: the fixture has it restart quickly instead."""
     quick = configuration.read_text()
     assert "    ttl: 3 " in quick

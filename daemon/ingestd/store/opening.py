@@ -82,7 +82,7 @@ def seal(path: Path) -> None:
     unfinished = _side(path, f"{_SEAL}.new")
     with suppress(OSError):
         if not _side(path, "-wal").exists():
-            unfinished.write_text(_digest(path))
+            unfinished.write_bytes(_digest(path))
             unfinished.rename(_side(path, _SEAL))
 
 
@@ -117,12 +117,14 @@ def _is_damaged(path: Path) -> bool:
     if path.stat().st_size == 0:  # never so by our hand (see _create)
         return True
     sealed = _side(path, _SEAL).exists() and not _side(path, "-wal").exists()
-    if sealed and _side(path, _SEAL).read_text() != _digest(path):
+    if sealed and _side(path, _SEAL).read_bytes() != _digest(path):
         return True
     try:
         with closing(connect(path)) as connection:
             (answer,) = connection.execute(f"PRAGMA {'quick' if sealed else 'integrity'}_check(1)").fetchone()
             return bool(answer != "ok") or not (sealed or _is_legible(connection))
+    except UnicodeDecodeError:  # SQLite's word on it quotes what it found
+        return True
     except sqlite3.Error as error:
         if is_damage(error):
             return True
@@ -202,9 +204,9 @@ def _break_seal(path: Path) -> None:
         _sync_directory(path)
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path) -> bytes:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest().encode()
 
 
 def _side(path: Path, side: str) -> Path:
