@@ -234,7 +234,7 @@ def test_what_cannot_be_mended_is_left_with_the_reason(workplace: Workplace) -> 
     left = audit(workplace, "--repair", code=4)
     (one,) = left["differences"]
     assert (one["kind"], one["document_id"]) == ("stale", "inbox/good.json")
-    assert "is a dead letter: ingestd dead-letters list says why" in one["detail"]
+    assert one["detail"].endswith("not mended: it failed and is a dead letter: ingestd dead-letters list says why")
     assert workplace.rows() == before
     assert differences(audit(workplace)) == set(), "it failed with what is there now, and that is known"
 
