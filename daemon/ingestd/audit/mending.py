@@ -159,13 +159,13 @@ class Mender:
             UnavailableError: Milvus, the state or a source does not answer; to do it again is harmless.
         """
         # Before the lanes are held: brokers may take seconds.
-        again = self._again(self._states(documents, files))
+        ways, later = self._again(self._states(documents, files))
         keys = [DocumentKey(self._sink.collection, document) for document in documents]
         lanes = self._lanes.hold(keys)
         try:
             parked = self._store.parked_of(self._sink.collection, documents)
-            free = [key.document_id for key in keys if key in lanes and key.document_id not in parked]
-            found = self._put_right(self._states(free, files), again)
+            free = [key.document_id for key in keys if key in lanes and key.document_id not in parked | later]
+            found = self._put_right(self._states(free, files), ways)
         finally:
             self._lanes.let_go(lanes)
         log.info("an audit has documents mended", collection=self._sink.collection, documents=len(found))
@@ -184,9 +184,10 @@ class Mender:
             states[document] = _State(entry, there, wrong, alone, document in files)
         return states
 
-    def _again(self, states: Mapping[str, _State]) -> dict[str, _Way]:
-        """Return what brings documents again, as far as their sources can."""
+    def _again(self, states: Mapping[str, _State]) -> tuple[dict[str, _Way], frozenset[str]]:
+        """Return what brings documents again, as far as their sources can, and which were not asked for this time."""
         found: dict[str, _Way] = {}
+        later: set[str] = set()
         for name, source in self._sources.items():
             wanted = {
                 document: state.version or Version(BEFORE_ALL, "")
@@ -198,8 +199,9 @@ class Mender:
                 found[again.document_id] = _Way(name, again)
                 size += 0 if again.record is None else again.record.size
                 if size > BYTES:
-                    break  # the others are asked for again
-        return found
+                    later |= wanted.keys()
+                    break
+        return found, frozenset(later - found.keys())
 
     def _put_right(self, states: Mapping[str, _State], ways: Mapping[str, _Way]) -> dict[str, Mended]:
         done: dict[str, Mended] = {}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TRIES = 2
 """A row can have been another document's: what mends the one then takes it from the other."""
+_FAILED = "it failed and is a dead letter: ingestd dead-letters list says why"
 ELSEWHERE = 3 * AT_REST
 """Seconds that another member has for a record that it is to read again, before that is sent once more."""
 
@@ -43,7 +44,7 @@ class _Case:
     """A document that is being mended."""
 
     file: bool
-    """Whether it differs as a whole."""
+    """Whether it differed as a whole."""
     due: bool = True
     """Whether the daemon is to be asked."""
     tries: int = 0
@@ -114,18 +115,21 @@ class Repair:
         patience = ELSEWHERE if self._looker.feeds.shared else 0.0
         for document, look in looks.items():
             case = self._cases[document]
-            case.file = any(not fault.chunk_id for fault in look.faults)
+            case.file = case.file or any(not fault.chunk_id for fault in look.faults)
             case.due = bool(look.faults) and self._clock() >= case.sent_at + patience
             if case.due and case.tries >= TRIES:
                 failed.append(document)
-        self._end({document: "" for document, look in looks.items() if not look.faults})
+        sound = [document for document, look in looks.items() if not look.faults]
+        # An edit that failed is no difference any more: it is known. It was not mended by that.
+        bad = self._looker.letters([document for document in sound if self._cases[document].file])
+        self._end({document: _FAILED if document in bad else "" for document in sound})
         if failed:
             letters, held = self._looker.letters(failed), self._daemon.held()
             self._end({document: self._why(document, letters, held) for document in failed})
 
     def _why(self, document: str, letters: Collection[str], held: Mapping[str, str]) -> str:
         if document in letters:
-            return "it failed again and is a dead letter: ingestd dead-letters list says why"
+            return _FAILED
         source = self._looker.owner(document)
         if self._cases[document].file and source is not None and source in held:
             return held[source]

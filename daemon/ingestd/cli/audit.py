@@ -141,6 +141,7 @@ def _own_daemon(settings: Settings) -> Iterator[None]:
         adopt()  # pymilvus has brought log handlers of its own
         server.start()
         daemon.runner.start()
+        daemon.health.up()  # from here on it says how its sources are
         codes: list[Exit] = []
 
         def watch() -> None:
