@@ -202,6 +202,13 @@ class SourceMetrics:
             ["source"],
             registry=registry,
         )
+        # Files that are at an end wait in the watched folder: where they belong is full, or may not be written.
+        self.unmoved_files = Gauge(
+            "ingestd_source_unmoved_files",
+            "Files of a folder that are done or failed and cannot be moved away.",
+            ["source"],
+            registry=registry,
+        )
         # The kernel dropped change notices; a rescan follows each.
         self.watcher_overflows = Counter(
             "ingestd_source_watcher_overflows_total",

@@ -26,7 +26,7 @@ from ingestd.store.lock import in_use
 from ingestd.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ingestd.config import Settings
@@ -66,6 +66,15 @@ class NoPast:
         """Yield nothing."""
         del source, collection
         return iter(())
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """Return that nothing waits."""
+        del owned
+        return 0
+
+    def letter(self, source: str, document_id: str, collection: str) -> None:
+        """Return nothing."""
+        del source, document_id, collection
 
     def confirmed(self, source: str) -> frozenset[str]:
         """Return that nobody confirmed anything."""

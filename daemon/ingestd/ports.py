@@ -315,6 +315,18 @@ class SeenStore(Protocol):
         """
         ...
 
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """Return the number of parked events, due or not, of these (source, collection). Cheap."""
+        ...
+
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """Return a document's last dead letter, without its original; None: there is none.
+
+        Raises:
+            UnavailableError: The state does not answer now.
+        """
+        ...
+
     def confirmed(self, source: str) -> frozenset[str]:
         """Return, once, the documents whose deletes an operator confirmed while no daemon ran."""
         ...
@@ -612,10 +624,6 @@ class Store(Ledger, SeenStore, Protocol):
             limit: The most to return.
             owned: Only those of these (source, collection); None: all.
         """
-        ...
-
-    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
-        """Return the number of parked events, due or not, of these (source, collection). Cheap."""
         ...
 
     def next_due(self) -> float | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestd import ports
+    from ingestd.model import DeadLetter
 
 
 class Clock:
@@ -44,6 +45,14 @@ class Nothing:
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """See ``ports.SeenStore``."""
         return iter(())
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """See ``ports.SeenStore``."""
+        return 0
+
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """See ``ports.SeenStore``."""
+        return None
 
     def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""

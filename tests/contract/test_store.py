@@ -444,6 +444,22 @@ def test_the_same_failure_again_takes_the_place_of_the_first(store: SqliteStore,
     assert [each.id for each in store.dead_letters()] == [first.id, first.id + 1]
 
 
+def test_the_last_letter_of_a_document(store: SqliteStore, clock: Clock) -> None:
+    """The one that failed last, whichever came first, of this source and collection alone, without its original."""
+    content = Content(b"abc", "a", signature="s")
+    store.settle([dead(upsert(signature="s"), content), dead(upsert(signature="t"))], FINGERPRINTS)
+    store.settle([dead(upsert(source="other")), dead(upsert("b"))], FINGERPRINTS)
+    collection = upsert().key.collection
+    first, second, *_ = store.dead_letters(data=False)
+    assert store.letter("inbox", "a", collection) == second
+    clock.now += 1
+    store.settle([dead(upsert(signature="s"))], FINGERPRINTS)
+    assert store.letter("inbox", "a", collection) == replace(first, last_failed_at=NOW + 1)
+    assert store.letter("inbox", "c", collection) is None
+    assert store.letter("nobody", "a", collection) is None
+    assert store.letter("inbox", "a", "notes") is None
+
+
 def test_ids_are_never_used_again(store: SqliteStore) -> None:
     """The id of a letter that was discarded does not come to mean another one."""
     store.settle([dead(upsert("a")), dead(upsert("b"))], FINGERPRINTS)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestd.errors import Stopped, Superseded
-from ingestd.model import Event, Failure, Op, Outcome, Parked, Seen, Stage, Verdict, canonical_json
+from ingestd.model import DeadLetter, Event, Failure, Op, Outcome, Parked, Seen, Stage, Verdict, canonical_json
 from ingestd.sources._ids import document_id, escape, path_of, unescape
 from ingestd.sources.folder import Config, FolderSource
 
@@ -108,6 +108,14 @@ class Store:
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """See ``ports.SeenStore``."""
         return iter([(document, True) for document in self.rows])
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """See ``ports.SeenStore``."""
+        return 0
+
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """See ``ports.SeenStore``."""
+        return None
 
     def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""

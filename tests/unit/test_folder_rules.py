@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from ingestd.model import Op, Seen, Verdict
+from ingestd.model import DeadLetter, Op, Seen, Verdict
 from ingestd.sources._agenda import Agenda, Settling
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
@@ -19,7 +19,7 @@ from ingestd.sources._view import Flight, Notice, View
 from ingestd.sources.folder import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from ingestd import ports
@@ -278,6 +278,14 @@ class Remembered:
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """Yield them."""
         return ((f"s/{number}", True) for number in range(self.count))
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """See ``ports.SeenStore``."""
+        return 0
+
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """See ``ports.SeenStore``."""
+        return None
 
     def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""

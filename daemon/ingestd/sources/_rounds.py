@@ -8,6 +8,7 @@ without an underscore are snapshots that any thread may read.
 from __future__ import annotations
 
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,6 +17,7 @@ from ingestd.errors import Stopped
 from ingestd.model import DocumentKey, Event, Op, Verdict
 from ingestd.sources._agenda import Agenda, Settling
 from ingestd.sources._ids import document_id, escape, path_of
+from ingestd.sources._moves import Moves, Shelves
 from ingestd.sources._payload import FilePayload
 from ingestd.sources._scan import Scan
 from ingestd.sources._tree import SIDECAR, RootGoneError
@@ -49,10 +51,19 @@ class Rounds:
         scope: What a source may know of the rest.
         settle_seconds: For how long a file has to be still.
         guard: Decides whether deletes may go on.
+        shelves: Where files go when they are at an end.
     """
 
     def __init__(
-        self, name: str, collection: str, tree: Tree, scope: SourceScope, *, settle_seconds: float, guard: DeleteGuard
+        self,
+        name: str,
+        collection: str,
+        tree: Tree,
+        scope: SourceScope,
+        *,
+        settle_seconds: float,
+        guard: DeleteGuard,
+        shelves: Shelves = Shelves(),  # noqa: B008 - frozen
     ) -> None:
         self._name = name
         self._collection = collection
@@ -60,6 +71,7 @@ class Rounds:
         self._scope = scope
         self._clock = scope.clock
         self._guard = guard
+        self.moves = Moves(name, collection, tree, scope, shelves)
         self._view = View()
         self._agenda = Agenda()
         self._settling = Settling(settle_seconds)
@@ -72,6 +84,8 @@ class Rounds:
         # Notes from other threads.
         self.notices: deque[Notice] = deque()
         self.asked: deque[str] = deque()
+        self.tried: deque[tuple[str, str]] = deque()
+        """Documents that are tried again, and the signatures of their files."""
         self.confirmed: deque[frozenset[str]] = deque()
         # Snapshots for other threads.
         self.held: frozenset[str] = frozenset()
@@ -89,7 +103,14 @@ class Rounds:
 
     def load(self, *, confirmed: bool = True) -> None:
         """Begin with what the store knows; with what was confirmed, which is told once, only to act on it."""
-        self._view = View.load(self._name, self._collection, self._scope)
+        there: set[str] | None = None
+        if self.moves.shelves.done is not None:
+            with suppress(RootGoneError):
+                # Those whose files a process left behind that was killed amid a move have a sidecar there.
+                scan = Scan(self._tree)
+                there = {f"{self._name}/{path}" for path, _signature in scan}
+                there |= {f"{self._name}/{path}" for path in scan.alone}
+        self._view = View.load(self._name, self._collection, self._scope, there)
         if confirmed:
             self._confirmed_before = self._scope.seen.confirmed(self._name)
 
@@ -104,7 +125,10 @@ class Rounds:
         return frozenset(
             document
             for document, file in self._view.files.items()
-            if file.known and document not in there and not scan.within_unreadable(document[len(self._name) + 1 :])
+            if file.known
+            and document not in there
+            and not self.moves.keeps(file)
+            and not scan.within_unreadable(document[len(self._name) + 1 :])
         )
 
     @property
@@ -131,7 +155,7 @@ class Rounds:
     def busy(self) -> bool:
         """Whether anything is left to do, held deletes aside."""
         notes = self.notices or self.asked or self.confirmed
-        return bool(notes or self._agenda or self._leaving or self._to_judge or self._view.flights)
+        return bool(notes or self._agenda or self._leaving or self._to_judge or self._view.flights or self.moves.busy)
 
     def unfinished(self, documents: Iterable[str]) -> frozenset[str]:
         """Return those of these documents that need something yet, held deletes aside. Safe to call from any thread."""
@@ -148,7 +172,9 @@ class Rounds:
 
     def next_due(self) -> float | None:
         """Return when a turn has something to do, as far as it is known now."""
-        return self._clock.monotonic() if self._leaving or self._to_judge else self._agenda.next()
+        if self._leaving or self._to_judge:
+            return self._clock.monotonic()
+        return min((at for at in (self._agenda.next(), self.moves.next()) if at is not None), default=None)
 
     def scan(self, intake: Intake, *, hinted: bool) -> bool:
         """List all files, and put down those that need a look.
@@ -178,6 +204,7 @@ class Rounds:
             self.reading_since = None
         if mark > STARTING_SCANS:
             self._confirmed_before = frozenset()
+        self.moves.scanned(scan, self._view, first=mark == 1)
         self._note_absent(scan, mark, hinted=hinted)
         if mark == 1:
             for verdict, count in same.items():
@@ -206,6 +233,9 @@ class Rounds:
         self._judge()
         for _ in range(min(BATCH, len(self._leaving))):
             self._part_with(intake, self._leaving.popleft())
+        for document in self.moves.turn(self._view, lambda: self._answered(intake)):
+            self._agenda.put(document, now)
+        self.reading_since = None
 
     def event(
         self, document: str, path: bytes | None, found: Found | None, attempt: int = 1, since: float | None = None
@@ -249,6 +279,7 @@ class Rounds:
         if needs_look or document in self._absent:
             self._agenda.put(document, now)
         elif file.verdict is not None:
+            self.moves.put(document, file)
             same[Verdict.DEAD_LETTERED if file.verdict is Verdict.DEAD_LETTERED else Verdict.UNCHANGED] += 1
 
     def _note_absent(self, scan: Scan, mark: int, *, hinted: bool) -> None:
@@ -265,8 +296,12 @@ class Rounds:
             wait = self._view.note(notice)
             if wait is not None:
                 self._agenda.put(notice.document, now + wait)
-            if notice.document not in self._view.files:
+            file = self._view.files.get(notice.document)
+            if file is None:
                 self._back(notice.document)  # deleted by an event that was parked: nothing is missing any more
+            self.moves.settled(notice.document, file)
+        while self.tried:
+            self._view.trying(*self.tried.popleft())
         while self.asked:
             document = self.asked.popleft()
             self._view.force(document)
@@ -348,7 +383,10 @@ class Rounds:
         if file is None or not file.known:
             self._view.forget(document)
             return
-        if file.parted or document in self._gone:
+        if file.parted or document in self._gone or document in self.moves:
+            return
+        if self.moves.keeps(file):
+            self.moves.miss(document, self._view)
             return
         now = self._clock.monotonic()
         first = self._absent.setdefault(document, now)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ingestd.sources._ids import escape
-from ingestd.sources._tree import NOT_THERE, SIDECAR, Identity, RootGoneError, decoded, inside, signature
+from ingestd.sources._tree import NOT_THERE, OWN, SIDECAR, Identity, RootGoneError, decoded, inside, signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +48,10 @@ class Scan:
         self._visited: set[Identity] = set()
         self.unreadable: dict[str, str] = {}
         """Escaped path of each directory that could not be read, and why."""
+        self.alone: dict[str, os.DirEntry[bytes]] = {}
+        """The sidecar of each file that has one and is not there, by that one's escaped path."""
+        self.own: list[bytes] = []
+        """Paths of the files that have names of the daemon's own."""
         self.directories = 0
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -119,7 +123,14 @@ class Scan:
         text = decoded(path) + "/" if path else ""
         for name, entry in files.items():
             shown = decoded(name)
-            if name.endswith(SIDECAR) or not takes(text + shown, shown):
+            if name.startswith(OWN):
+                self.own.append(path + b"/" + name if path else name)
+                continue
+            if name.endswith(SIDECAR):
+                if name != SIDECAR and name.removesuffix(SIDECAR) not in files:
+                    self.alone[prefix + escape(name.removesuffix(SIDECAR))] = entry
+                continue
+            if not takes(text + shown, shown):
                 continue
             try:
                 seen = self._signature(path, entry, files.get(name + SIDECAR))

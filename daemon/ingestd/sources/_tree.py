@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ingestd.sources._globs import Globs
 
 SIDECAR = b".meta.json"
+OWN = b".ingestd-"
+"""How names begin that the daemon itself gives to files, for a moment: they are never documents."""
 NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """Errors that mean that a file is not there, or not in a way that counts (behind a symlink). The last one is what a
 file's sidecar answers where the file's own name is nearly as long as names may be."""
@@ -65,11 +67,12 @@ class Found:
 def signature(file: os.stat_result, sidecar: os.stat_result | None) -> str:
     """Return the signature of a file and its sidecar."""
     if sidecar is None:
-        return _stamp(file)
-    return f"{_stamp(file)}+{_stamp(sidecar)}"
+        return stamp(file)
+    return f"{stamp(file)}+{stamp(sidecar)}"
 
 
-def _stamp(of: os.stat_result) -> str:
+def stamp(of: os.stat_result) -> str:
+    """Return one file's part of a signature."""
     return f"{of.st_size:x}.{of.st_mtime_ns:x}.{of.st_ctime_ns:x}.{of.st_ino:x}"
 
 
@@ -100,17 +103,24 @@ class Tree:
 
     def covers(self, path: bytes) -> bool:
         """Return whether the globs let a path be a document."""
-        text = decoded(path)
-        *above, name = text.split("/")
-        if name.endswith(SIDECAR.decode()) or (above and not self.recursive):
+        above, _, name = path.rpartition(b"/")
+        if name.endswith(SIDECAR) or name.startswith(OWN) or not self.enters(above):
+            return False
+        return self.globs.takes(decoded(path), decoded(name))
+
+    def enters(self, directory: bytes) -> bool:
+        """Return whether what is in a directory below the root can be documents; the root itself is an empty path."""
+        if not directory:
+            return True
+        if not self.recursive:
             return False
         entered = ""
-        for part in above:
+        for part in decoded(directory).split("/"):
             entered += part
             if not self.globs.enters(entered, part):
                 return False
             entered += "/"
-        return self.globs.takes(text, name)
+        return True
 
     def look(self, path: bytes) -> Found | None:
         """Look at one file.

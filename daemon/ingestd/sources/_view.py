@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from ingestd.model import Op, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from ingestd.model import Outcome
     from ingestd.ports import SourceScope
 
@@ -29,6 +31,10 @@ class File:
     mark: int = 0
     """The number of the last scan that found the file."""
     known: bool = False
+    failed: bool = False
+    """Whether its last version that ended became a dead letter, whatever that rested on."""
+    whole: bool = True
+    """Whether its rows are as the ledger says."""
     parted: bool = False
     """Its delete was handed in, and has not taken effect yet."""
 
@@ -81,21 +87,34 @@ class View:
         self._repeats: dict[str, int] = {}
 
     @staticmethod
-    def load(source: str, collection: str, scope: SourceScope) -> View:
+    def load(source: str, collection: str, scope: SourceScope, there: Container[str] | None = None) -> View:
         """Return what the store knows: every document that was seen, or that the ledger holds.
+
+        Of a folder whose files go away these are more and more: there it is what is known of files that are there, and
+        of documents that are not whole.
 
         A document is left alone only if the verdict on it still stands (same fingerprint), and if the ledger agrees: a
         written one has to be there, and none may have rows in doubt.
+
+        Args:
+            source: The source's name.
+            collection: Where its documents go.
+            scope: Where it is known.
+            there: The documents whose files are there; None: all are wanted.
         """
-        view, whole = View(), dict(scope.seen.documents(source, collection))
+        view, known = View(), scope.seen.documents(source, collection)
+        whole = {name: is_whole for name, is_whole in known if there is None or not is_whole or name in there}
         prints: dict[Verdict, str] = {}
         for seen in scope.seen.seen(source, collection):
+            if there is not None and seen.document_id not in there and seen.document_id not in whole:
+                continue
+            is_whole = whole.get(seen.document_id, True)
             if seen.verdict in _APPLIED:
                 stands = whole.get(seen.document_id, False)
             elif seen.verdict is Verdict.DEAD_LETTERED:
-                stands = whole.get(seen.document_id, True)
+                stands = is_whole
             elif seen.verdict is Verdict.RETRYING:  # a dead letter that is tried again, whatever it rests on now
-                file = view.files[seen.document_id] = File(known=True)
+                file = view.files[seen.document_id] = File(known=True, failed=True, whole=is_whole)
                 file.signature = seen.signature
                 continue
             else:
@@ -104,11 +123,12 @@ class View:
                     continue
             if seen.verdict not in prints:
                 prints[seen.verdict] = scope.fingerprint(seen.verdict)
-            file = view.files[seen.document_id] = File(known=True)
+            failed = seen.verdict is Verdict.DEAD_LETTERED
+            file = view.files[seen.document_id] = File(known=True, failed=failed, whole=is_whole)
             if stands and seen.fingerprint == prints[seen.verdict]:
                 file.signature, file.verdict = seen.signature, seen.verdict
-        for document in whole:
-            view.files.setdefault(document, File(known=True))
+        for document, is_whole in whole.items():
+            view.files.setdefault(document, File(known=True, whole=is_whole))
         return view
 
     def known(self) -> int:
@@ -120,6 +140,12 @@ class View:
         file = self.files.get(document)
         if file is not None:
             file.signature, file.parted = None, False
+
+    def trying(self, document: str, signature: str | None) -> None:
+        """Take note that a document is tried again, with the file that has this signature."""
+        file = self.files.setdefault(document, File())
+        if file.signature in {None, signature}:
+            file.signature, file.verdict = signature, None
 
     def forget(self, document: str) -> None:
         """Drop a document of which there is nothing to know any more."""
@@ -145,6 +171,9 @@ class View:
         if notice.op is Op.UPSERT:
             file = self.files.setdefault(notice.document, File())
             file.signature, file.verdict, file.known, file.parted = notice.signature, notice.verdict, True, False
+            if notice.verdict is not Verdict.RETRYING:
+                file.failed = notice.verdict is Verdict.DEAD_LETTERED
+                file.whole = file.whole or not file.failed
         elif notice.verdict in {Verdict.DELETED, Verdict.UNCHANGED}:
             self.forget(notice.document)
         return 0.0 if dirty else None

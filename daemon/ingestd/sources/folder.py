@@ -5,6 +5,8 @@ documents are not there, a hint says the same of one path, and both end in one l
 So what inotify loses (and it loses much, see ``_watch``) is late, not lost. One event a document is in flight at a
 time; what changes meanwhile is looked at when that is settled.
 
+With ``done``, or ``failed``, files are moved away when they are at an end (``_moves``), and their absence says nothing.
+
 One thread, ``run``'s, owns all state (``_rounds``). ``settled``, ``revive``, ``confirm`` and ``checks`` come from other
 threads and leave a note or read a snapshot. A lock around the state was turned down: a scan of a slow network file
 system would hold it for seconds, and settle with it.
@@ -13,21 +15,23 @@ system would hold it for seconds, and settle with it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
 from typing import TYPE_CHECKING, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ingestd.errors import ConfigError, UnavailableError
-from ingestd.model import Again, Check, Event, Op, Parked
+from ingestd.errors import ConfigError, DocumentError, UnavailableError
+from ingestd.model import Again, Check, Event, Failure, Op, Parked, Stage
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
-from ingestd.sources._ids import path_of
+from ingestd.sources._ids import escape, path_of
 from ingestd.sources._lookout import Lookout
+from ingestd.sources._moves import Shelves
 from ingestd.sources._rounds import CONFIRM, Rounds
 from ingestd.sources._scan import Scan
+from ingestd.sources._shelf import Shelf, leads_back
 from ingestd.sources._survey import FolderSurvey
 from ingestd.sources._tree import RootGoneError, Tree
 from ingestd.sources._view import Notice
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from ingestd.metrics import SourceMetrics
     from ingestd.model import DeadLetter, Outcome, Version
     from ingestd.ports import Intake, SourceScope
+    from ingestd.sources._tree import Found
 
 log = structlog.get_logger(__name__)
 
@@ -89,6 +94,12 @@ class Config(BaseModel):
         "auto", description="auto: inotify, but scans alone on network file systems; poll (or false): scans alone"
     )
     mass_delete: MassDelete = Field(MassDelete(), description="The mass-delete guard")
+    done: Path | None = Field(
+        None, description="A folder that written files are moved to: then no document is deleted for its file's absence"
+    )
+    failed: Path | None = Field(
+        None, description="A folder that files are moved to that became dead letters, each with its reason beside it"
+    )
 
     @field_validator("watch", mode="before")
     @classmethod
@@ -101,9 +112,36 @@ class Config(BaseModel):
         Globs(globs, globs)
         return globs
 
+    @model_validator(mode="after")
+    def _moves_out(self) -> Config:
+        tree = self.tree()
+        for key in ("done", "failed"):
+            folder: Path | None = getattr(self, key)
+            if folder is None:
+                continue
+            if self.follow_symlinks:
+                raise ValueError(f"{key}: what symlinks lead to is not moved away; leave out this, or follow_symlinks")
+            if leads_back(_absolute(folder), tree, tree.root):
+                raise ValueError(
+                    f"{key}: {folder} is within the watched folder, or around it, and its files would be documents "
+                    'again; name another one, or exclude it, as exclude = ["done/"] does'
+                )
+        if self.done is not None and self.failed is not None and _absolute(self.done) == _absolute(self.failed):
+            raise ValueError("done and failed are one folder; name two")
+        return self
+
+    def tree(self) -> Tree:
+        """Return what is to be watched."""
+        globs = Globs(self.include, self.exclude)
+        return Tree(_absolute(self.path), globs, self.recursive, self.follow_symlinks)
+
     def build(self, name: str, scope: SourceScope) -> FolderSource:
         """Return the source. Nothing is read before ``run``."""
         return FolderSource(name, self, scope)
+
+
+def _absolute(path: Path) -> bytes:
+    return os.path.normpath(os.fsencode(path.expanduser().absolute()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +163,8 @@ class FolderStatus:
     unsettled: int
     """Files that are waited for because they have just changed."""
     in_flight: int
+    unmoved: int
+    """Files that are at an end and cannot be moved."""
 
 
 class FolderSource:
@@ -141,14 +181,23 @@ class FolderSource:
         self.collection = config.collection
         self._config = config
         self._clock = scope.clock
+        self._seen = scope.seen
         self._max_bytes = scope.max_bytes
-        root = os.fsencode(config.path.expanduser().absolute())
-        self._tree = Tree(root, Globs(config.include, config.exclude), config.recursive, config.follow_symlinks)
+        self._tree = config.tree()
         self._lookout = Lookout(name, self._tree, config.watch, config.rescan_seconds, scope.clock)
         window = max(60.0, 2 * config.rescan_seconds)
         guard = DeleteGuard(config.mass_delete.share, config.mass_delete.documents, window)
+        done, failed = (
+            None if path is None else Shelf(_absolute(path), self._tree, name) for path in (config.done, config.failed)
+        )
         self._rounds = Rounds(
-            name, config.collection, self._tree, scope, settle_seconds=config.settle_seconds, guard=guard
+            name,
+            config.collection,
+            self._tree,
+            scope,
+            settle_seconds=config.settle_seconds,
+            guard=guard,
+            shelves=Shelves(done, failed),
         )
         self._scan_at = self._scan_not_before = 0.0
         self._hinted = self._look_asked = False
@@ -173,6 +222,8 @@ class FolderSource:
     def revive(self, parked: Parked | DeadLetter) -> Event | None:
         """Return the event of a record, made from the file as it is now.
 
+        A file that was moved to ``failed`` is put back into the folder, and so is what was beside it.
+
         None: the file is gone, or is back (for a delete). The source then looks at it by itself, as if it had never
         been settled, so that nothing is lost by it.
 
@@ -183,16 +234,38 @@ class FolderSource:
         path = path_of(self.name, document)
         attempt, since = (parked.attempt, parked.first_failed_at) if isinstance(parked, Parked) else (1, None)
         try:
-            found = None if path is None else self._tree.look(path)
+            found = None if path is None else self._found(path, document, parked.op)
         except (OSError, RootGoneError) as error:
             raise UnavailableError(
                 f"source:{self.name}",
                 f"{document} cannot be looked at ({error}): {_CURE_LOOK}",
             ) from error
+        except DocumentError as error:
+            fault = Failure(Stage.SOURCE, "DocumentError", str(error))
+            return replace(self._rounds.event(document, path, None, attempt, since), op=parked.op, fault=fault)
         if (parked.op is Op.DELETE) == (found is None):
             return self._rounds.event(document, path, found, attempt, since)
         self._rounds.asked.append(document)
         return None
+
+    def _found(self, path: bytes, document: str, op: Op) -> Found | None:
+        """Look at a file that is to be tried again, where it was moved to too.
+
+        Raises:
+            DocumentError: It is too large to be put back.
+            RootGoneError: The folder is not there.
+            OSError: It cannot be said whether it is there, or it cannot be put back.
+        """
+        found, moves = self._tree.look(path), self._rounds.moves
+        if op is Op.DELETE or not moves.on:
+            return found
+        if found is None and moves.shelves.failed is not None:
+            # Not by the source's own thread: if it cannot be done now, the retry queue keeps the event.
+            moves.shelves.failed.put_back(path, document, self._max_bytes)
+            found = self._tree.look(path)
+        if found is not None:
+            self._rounds.tried.append((document, found.signature))
+        return found
 
     def absent(self) -> frozenset[str]:
         """Return the documents that are known and whose files are not there now."""
@@ -234,7 +307,8 @@ class FolderSource:
 
     def checks(self) -> Sequence[Check]:
         """Say how the source is."""
-        return self._check_root(), self._check_directories(), self._lookout.check(), self._check_deletes()
+        checks = [self._check_root(), self._check_directories(), self._lookout.check(), self._check_deletes()]
+        return [*checks, self._rounds.moves.check()] if self._rounds.moves.on else checks
 
     def probe(self) -> Sequence[Check]:
         """Say whether the source could start."""
@@ -247,6 +321,7 @@ class FolderSource:
             Check(f"{self.name}:root", ok=True, detail=f"{files} files in {scan.directories} directories"),
             self._about_directories(scan.unreadable),
             self._lookout.probe(scan.directories),
+            *self._probe_shelves(),
         )
 
     def export(self, metrics: SourceMetrics) -> None:
@@ -254,6 +329,7 @@ class FolderSource:
         now, last, labels = self.status(), self._exported, {"source": self.name}
         metrics.files.labels(**labels).set(now.files)
         metrics.held_deletes.labels(**labels).set(now.held)
+        metrics.unmoved_files.labels(**labels).set(now.unmoved)
         if now.last_scan_at is not None:
             metrics.scan_age_seconds.labels(**labels).set(max(0.0, self._clock.time() - now.last_scan_at))
         metrics.watcher_overflows.labels(**labels).inc(now.overflows - last.overflows)
@@ -276,6 +352,7 @@ class FolderSource:
             unreadable=len(rounds.unreadable),
             unsettled=rounds.unsettled,
             in_flight=rounds.in_flight,
+            unmoved=len(rounds.moves.stuck),
         )
 
     def _run_turn(self, intake: Intake) -> None:
@@ -311,9 +388,16 @@ class FolderSource:
             self._work_off(intake)
 
     def _work_off(self, intake: Intake) -> None:
-        while self._rounds.busy:
+        while self._rounds.busy or (self._rounds.moves.on and self._is_tried_again()):
             self._rounds.turn(intake, None)
             intake.wait(self._pause(PROMPT))
+
+    def _is_tried_again(self) -> bool:
+        """Return whether files wait for their next try: when that is over they are moved."""
+        try:
+            return self._seen.waiting({(self.name, self.collection)}) > 0
+        except UnavailableError:
+            return True
 
     def _pause(self, most: float) -> float:
         due = self._rounds.next_due()
@@ -330,6 +414,14 @@ class FolderSource:
             detail = f"{rounds.root_fault}; its documents stay as they are"
             return Check(name, ok=False, detail=detail, cure=_CURE_ROOT)
         return Check(name, ok=True, detail=f"{rounds.files} files" if rounds.scans else "not scanned yet")
+
+    def _probe_shelves(self) -> Iterator[Check]:
+        for key, shelf in self._rounds.moves.shelves._asdict().items():
+            if shelf is not None:
+                fault = shelf.fault(make=False)
+                cure = "" if fault is None else f"let the daemon's user write there, or set sources.{self.name}.{key}"
+                detail = fault or f"files are moved to {escape(shelf.root)}"
+                yield Check(f"{self.name}:{key}", fault is None, detail, cure)
 
     def _check_directories(self) -> Check:
         return self._about_directories(self._rounds.unreadable)

@@ -66,6 +66,13 @@ _SOME_OF = """
            stage, error, message, traceback
     FROM dead_letters WHERE id IN ({}) ORDER BY id
     """
+_LAST_OF = """
+    SELECT id, collection, document_id, op, source, position, attempts, first_failed_at, last_failed_at, version,
+           domain, fingerprint, name, content_type, metadata, size, NULL, record,
+           stage, error, message, traceback
+    FROM dead_letters WHERE collection = ? AND document_id = ? AND source = ?
+    ORDER BY last_failed_at DESC, id DESC LIMIT 1
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +221,12 @@ def documents(connection: sqlite3.Connection, collection: str, ids: Sequence[str
     """Return those of these documents of a collection that have letters: at most 500 of them can be asked for."""
     records = connection.execute(_WITH_LETTERS.format(",".join("?" * len(ids))), (collection, *ids))
     return {document_id for (document_id,) in records}
+
+
+def last(connection: sqlite3.Connection, source: str, document_id: str, collection: str) -> DeadLetter | None:
+    """Return a document's last letter, without its original; None: there is none."""
+    record = connection.execute(_LAST_OF, (collection, document_id, source)).fetchone()
+    return None if record is None else _letter(record)
 
 
 def discard(connection: sqlite3.Connection, ids: Sequence[int]) -> int:

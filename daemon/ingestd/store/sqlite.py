@@ -425,6 +425,11 @@ class SqliteStore:
             more = len(letters) == size
             after = letters[-1].id if letters else after
 
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """Return a document's last dead letter, without its original; None: there is none."""
+        with self._readers.lease() as connection:
+            return dead_letters.last(connection, source, document_id, collection)
+
     def discard(self, ids: Sequence[int]) -> int:
         """Remove dead letters; return how many were there."""
         return self._write(partial(dead_letters.discard, ids=list(ids)), weight=len(ids))

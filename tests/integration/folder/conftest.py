@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ingestd.errors import DocumentError, Stopped, Superseded
-from ingestd.model import Event, Op, Outcome, Seen, Verdict
+from ingestd.model import DeadLetter, Event, Failure, Op, Outcome, Seen, Stage, Verdict
 from ingestd.sources.folder import Config, FolderSource
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingestd.model import Content
 
 DEADLINE = 20.0
+FAILED = Failure(Stage.EXTRACT, "DocumentError", "no text in it")
 
 
 class Clock:
@@ -45,6 +46,7 @@ class Store:
 
     rows: dict[str, Content] = field(default_factory=dict)
     stats: dict[str, Seen] = field(default_factory=dict)
+    letters: dict[str, DeadLetter] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
     confirmed_documents: frozenset[str] = frozenset()
 
@@ -55,6 +57,14 @@ class Store:
     def documents(self, source: str, collection: str | None = None) -> Iterator[tuple[str, bool]]:
         """See ``ports.SeenStore``."""
         return iter([(document, document not in self.doubtful) for document in self.rows])
+
+    def waiting(self, owned: Collection[tuple[str, str]]) -> int:
+        """See ``ports.SeenStore``."""
+        return 0
+
+    def letter(self, source: str, document_id: str, collection: str) -> DeadLetter | None:
+        """See ``ports.SeenStore``."""
+        return self.letters.get(document_id)
 
     def confirmed(self, source: str) -> frozenset[str]:
         """See ``ports.SeenStore``."""
@@ -166,6 +176,10 @@ class Engine:
                 return Outcome(event, Verdict.SUPERSEDED)
             except DocumentError:
                 verdict = Verdict.DEAD_LETTERED
+        if verdict is Verdict.DEAD_LETTERED:
+            number = len(self.store.letters) + 1
+            where = (number, event.key, event.op, event.source, event.position)
+            self.store.letters[document] = DeadLetter(*where, FAILED, 1, 0.0, 60.0, None, self.scope.configuration)
         if verdict in {Verdict.WRITTEN, Verdict.UNCHANGED, Verdict.DEAD_LETTERED} and event.signature is not None:
             seen = Seen(event.source, document, event.signature, verdict, self.scope.fingerprint(verdict))
             self.store.stats[document] = seen
