@@ -230,6 +230,10 @@ class Survey(Protocol):
         """Return a document's signature; None: it is not there."""
         ...
 
+    def leaves(self, verdict: Verdict | None) -> bool:
+        """Return whether a document that was last settled so is meant to stay when it is not there any more."""
+        ...
+
     def digest(self, document: str) -> str | None:
         """Return the ``Content.digest`` of a document as it is now; None: it is changing, or gone.
 

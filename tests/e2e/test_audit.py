@@ -225,6 +225,23 @@ def test_held_deletes_are_told_and_left(workplace: Workplace) -> None:
     assert len(workplace.documents()) == 30
 
 
+def test_a_file_that_was_moved_away_is_not_gone(workplace: Workplace) -> None:
+    """A drop box keeps the document, and so does the failed version of one: what is left of it is as it should be."""
+    workplace.configure("sources.inbox.failed", str(workplace.inbox.parent / "failed"))
+    workplace.write("a.json", '{"text": "good"}')
+    workplace.write("b.txt", "A text.")
+    assert workplace.once()["written"] == 2
+    workplace.write("a.json", "{")
+    assert workplace.once(code=3)["dead_lettered"] == 1
+    assert not (workplace.inbox / "a.json").exists()
+    assert differences(audit(workplace)) == set()
+    workplace.configure("sources.inbox.done", str(workplace.inbox.parent / "done"))
+    assert workplace.once()["unchanged"] == 1
+    assert not list(workplace.inbox.iterdir())
+    assert differences(audit(workplace)) == set()
+    assert len(workplace.documents()) == 2
+
+
 def test_what_cannot_be_mended_is_left_with_the_reason(workplace: Workplace) -> None:
     """A file that is bad by now: its edit fails again, and what Milvus has stays the version before it."""
     workplace.write("good.json", '{"text": "good"}')

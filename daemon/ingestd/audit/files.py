@@ -42,7 +42,8 @@ def fault_of(
         return None
     same = seen is not None and seen.signature == signature
     if signature is None:
-        fault = None if applied is None else _gone(applied)
+        left = survey.leaves(None if seen is None else seen.verdict)
+        fault = None if applied is None or left else _gone(applied)
     elif (same and seen is not None and seen.verdict in FAILED) or (seen is None and applied is None and failed):
         fault = None  # without a seen it cannot be told of which content the dead letter is
     elif applied is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ingestd.errors import Superseded, TransientError, UnavailableError
+from ingestd.model import Verdict
 from ingestd.sources._ids import path_of
 from ingestd.sources._payload import FilePayload
 from ingestd.sources._scan import Scan
@@ -17,6 +18,7 @@ from ingestd.sources._tree import RootGoneError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ingestd.sources._moves import Shelves
     from ingestd.sources._tree import Found, Tree
 
 
@@ -27,12 +29,14 @@ class FolderSurvey:
         name: The source's name.
         tree: The folder.
         max_bytes: The most bytes that a document may have.
+        shelves: Where files go when they are at an end.
     """
 
-    def __init__(self, name: str, tree: Tree, max_bytes: int) -> None:
+    def __init__(self, name: str, tree: Tree, max_bytes: int, shelves: Shelves) -> None:
         self._name = name
         self._tree = tree
         self._max_bytes = max_bytes
+        self._shelves = shelves
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (document, signature) of every file that counts."""
@@ -50,6 +54,11 @@ class FolderSurvey:
         """Return what the document's file looks like; None: it is not there."""
         found = self._found(document)
         return None if found is None else found[1].signature
+
+    def leaves(self, verdict: Verdict | None) -> bool:
+        """Return whether a document that was last settled so is meant to stay when its file is gone: it was moved."""
+        failed = self._shelves.failed is not None and verdict is Verdict.DEAD_LETTERED
+        return failed or self._shelves.done is not None
 
     def digest(self, document: str) -> str | None:
         """Return a hash of what the document says now; None: it is changing, or gone."""

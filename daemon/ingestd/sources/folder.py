@@ -277,7 +277,7 @@ class FolderSource:
 
     def survey(self) -> FolderSurvey:
         """Return a look at the folder."""
-        return FolderSurvey(self.name, self._tree, self._max_bytes)
+        return FolderSurvey(self.name, self._tree, self._max_bytes, self._rounds.moves.shelves)
 
     def look(self) -> int:
         """Have the folder scanned at the next turn."""
