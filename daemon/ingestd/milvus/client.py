@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ingestd.errors import UnavailableError
+from ingestd.milvus import lean
 from ingestd.milvus.verdict import DEPENDENCY, Mend, Request, remedy, verdict
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def import_pymilvus() -> None:
     """
     with _importing:
         with _environment("PYTHON_DOTENV_DISABLED", "1"):
-            import pymilvus  # noqa: F401, PLC0415 - takes most of a second, and only what needs it should pay
+            lean.import_module("pymilvus")  # takes half a second, and only what needs it should pay
         for name in ("pymilvus", "pymilvus.milvus_client", "pymilvus.bulk_writer"):
             logger = logging.getLogger(name)
             logger.handlers.clear()

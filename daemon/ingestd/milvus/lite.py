@@ -292,8 +292,10 @@ def serve(pipe: Pipe) -> None:
 
 def _open(data_dir: Path, lock_seconds: float) -> MilvusLite | _Locked:
     from ingestd.milvus.client import import_pymilvus  # noqa: PLC0415 - the child's work, not the daemon's
+    from ingestd.milvus.lean import keep_pandas_out  # noqa: PLC0415
 
     import_pymilvus()
+    keep_pandas_out()
     from milvus_lite.db import MilvusLite  # noqa: PLC0415
     from milvus_lite.exceptions import DataDirLockedError  # noqa: PLC0415
     from milvus_lite.storage.segment import Segment  # noqa: PLC0415

@@ -68,8 +68,13 @@ WITH_RECORDS = frozenset({"embedded", "offset-before-commit"})
 """Points that are about records, or among others."""
 BY_DOCUMENT = frozenset({"read", "extracted", "chunked"})
 """Points that are passed once for each document; the others once for each batch."""
-SETTINGS = {"milvus.batch_rows": 8, "embedders.hash.delay_seconds_per_text": 0.03}
-"""A call of the sink is several requests, and there is always something in flight while events come."""
+SETTINGS = {
+    # A call of the sink is several requests, and there is always something in flight while events come.
+    "milvus.batch_rows": 8,
+    "embedders.hash.delay_seconds_per_text": 0.03,
+    # One process less to start, again and again.
+    "extraction.workers": 1,
+}
 
 WITHOUT = {
     # What is about to be touched is not noted: rows of an attempt that did not finish are known to nobody.
