@@ -31,8 +31,6 @@ from tests.fixtures.faulty_milvus import Fault, FaultyMilvus, faulty
 from tests.fixtures.lite_server import LiteServer
 from tests.fixtures.milvus import Server
 
-from ingestd.milvus.lite import running
-
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Mapping
@@ -386,15 +384,13 @@ def child(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
         place.daemon.until_ready()
         for number in range(times):
             place.work(10)
-            pid = json.loads((place.workplace.state / "milvus.json").read_text())["pid"]
             way = ("killed", "stopped")[number % 2]
             if way == "killed":
-                os.kill(pid, signal.SIGKILL)
+                pid = soak.kill_lite(place)
                 since = time.monotonic()
-                # The comparison would start a Lite of its own where none runs, and keep the daemon's out.
-                address = place.workplace.state / "milvus.json"
-                place.daemon.until(partial(running, address), "Milvus Lite runs again")
+                soak.until_another_lite(place, pid)
             else:
+                pid = json.loads((place.workplace.state / "milvus.json").read_text())["pid"]
                 os.kill(pid, signal.SIGSTOP)
                 place.work(5)
                 place.daemon.until(lambda: place.daemon.get("/readyz")[0] == 503, "/readyz says so", NOTICED)

@@ -79,13 +79,32 @@ def _traffic(place: Ground) -> None:
 
 def _outage(place: Ground) -> None:
     """Kill the daemon's Milvus Lite, under traffic."""
-    address = place.workplace.state / "milvus.json"
-    os.kill(json.loads(address.read_text())["pid"], signal.SIGKILL)
+    killed = kill_lite(place)
     _traffic(place)
-    # The comparison would start a Lite of its own where none runs, and keep the daemon's out.
-    place.daemon.until(lambda: running(address), "Milvus Lite runs again")
+    until_another_lite(place, killed)
     place.until_whole(time.monotonic())
     place.faults += 1
+
+
+def kill_lite(place: Ground) -> int:
+    """Kill the daemon's Milvus Lite; return which process that was."""
+    pid = int(json.loads((place.workplace.state / "milvus.json").read_text())["pid"])
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def until_another_lite(place: Ground, killed: int) -> None:
+    """Wait until another one runs: a comparison in between would start its own, and keep the daemon's out."""
+    address = place.workplace.state / "milvus.json"
+
+    def runs() -> bool:
+        try:
+            known = json.loads(address.read_text())
+        except FileNotFoundError:
+            return False
+        return known["pid"] != killed and running(address) is not None
+
+    place.daemon.until(runs, "another Milvus Lite runs")
 
 
 def _told(sample: Gauges) -> dict[str, float]:
