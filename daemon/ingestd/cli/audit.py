@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.ports import Source
 
-PATIENCE = 120.0
+PATIENCE = 30.0
 """Seconds to wait for documents that a running daemon is at work on."""
 
 
