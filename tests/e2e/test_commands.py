@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.fixtures.daemon import workplace_in
 
+from ingestd.store.lock import StateLock
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -152,6 +154,20 @@ def test_status_before_the_first_start_has_the_same_keys(workplace: Workplace) -
     assert [None] == [collection["rows"] for collection in answer.json["collections"]]
     assert [0] == [source["documents"] for source in answer.json["sources"]]
     assert (None, "milvus") == (answer.json["uptime_seconds"], answer.json["milvus"])
+
+
+def test_status_of_a_daemon_that_starts(workplace: Workplace) -> None:
+    """Who loads models for a minute runs: it has the state, and no ear yet."""
+    state = workplace.inbox.parent / "state"
+    state.mkdir()
+    lock = StateLock(state, 0.0)
+    try:
+        answer = workplace.ask("status", "--json")
+        assert (answer.code, answer.json["running"], answer.json["ready"]) == (1, True, False)
+        assert "a daemon starts or ends" in workplace.ask("status").out
+    finally:
+        lock.release()
+    assert not workplace.ask("status", "--json").json["running"]
 
 
 def test_what_documents_hold_cannot_steer_the_terminal(workplace: Workplace) -> None:

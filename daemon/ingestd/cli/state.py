@@ -29,6 +29,7 @@ from ingestd.ops.control import SOCKET_NAME, NotRunning, call
 from ingestd.parts import SystemClock, feeds, is_shared, milvus, models, schema_of
 from ingestd.sinks.milvus import MilvusSink
 from ingestd.store.holdings import Counts
+from ingestd.store.lock import in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from ingestd.model import Json
 
 STATUS_TIMEOUT = 10.0
-STAGES = ("recall", "extract", "chunk", "embed", "write")
+STARTING = "a daemon starts or ends: it has the state directory, and takes no commands"
+STEP = "its log and its /readyz say what it is at"
+STAGES = ("recall", "extract", "extract_long", "chunk", "embed", "write")
 """What documents wait for, as a running daemon names it."""
 
 
@@ -54,6 +57,9 @@ def status(config_file: Path | None, *, as_json: bool) -> Exit:
         found = cast("dict[str, Any]", call(settings.state_dir / SOCKET_NAME, "status", {}, STATUS_TIMEOUT))
     except NotRunning:
         found = _resting(settings)
+        if settings.state_dir.exists() and in_use(settings.state_dir):
+            check = {"name": "started", "ok": False, "detail": STARTING, "cure": STEP}
+            found |= {"running": True, "checks": [check]}
     answer(found, as_json=as_json, text=_status_text)
     return Exit.DONE if found["running"] and found["ready"] else Exit.FAILURE
 

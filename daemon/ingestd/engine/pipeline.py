@@ -99,7 +99,7 @@ class Pipeline:
         self.lanes = lanes
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
-        difficult: Channel[Recalled] = Channel("extract-long", None)
+        difficult: Channel[Recalled] = Channel("extract_long", None)
         extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
         chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
