@@ -198,19 +198,25 @@ def _kill_at(place: Ground, starts: _Starts, point: str, draw: random.Random) ->
     """Start a daemon, have it come to a point, and die there."""
     marker = place.workplace.root / "killed"
     marker.unlink(missing_ok=True)
-    passage = draw.randint(1, 10 if point in BY_DOCUMENT else 2)
+    passage = draw.randint(1, 10 if point in BY_DOCUMENT else 3)
     delay = draw.uniform(0.0, 0.02)
     place.patch("kill", f"{inspect.getsource(inside)}\narm({point!r}, {passage}, {delay}, {str(marker)!r})\n")
-    place.work(2)
+
+    def bring() -> None:
+        if point.startswith("delete"):
+            for _ in range(3):  # deletes of stale rows, more than those of documents that are gone
+                place.documents.replace()
+            return
+        _work(place, draw, records=point in WITH_RECORDS)
+        if point == "letter-written":
+            place.documents.poison()
+
+    bring()
     daemon = starts.next()
 
     def died() -> bool:
         if daemon.said("ready"):
-            _work(place, draw, records=point in WITH_RECORDS)
-            if point == "letter-written":
-                place.documents.poison()
-            if point.startswith("delete"):
-                place.documents.replace()
+            bring()
         return not daemon.runs
 
     _every(0.3, died, f"it comes to {point} for the {passage}. time", REACHED * place.wish.patience, daemon)
