@@ -49,6 +49,8 @@ class Fault:
     """Empty: the document as a whole."""
     detail: str
     """What is there, and what should be."""
+    of_file: bool = False
+    """Whether it is the document's file that differs, and not its rows."""
 
 
 def faults(entry: Entry | None, held: Held | None, *, alone: bool) -> list[Fault]:
