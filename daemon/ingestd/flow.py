@@ -62,7 +62,7 @@ from ingestd.stages.recall import Recall
 from ingestd.stages.write import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ingestd.config import Settings
     from ingestd.devices.pool import Pool
@@ -167,13 +167,20 @@ class _Prepared:
 
 
 @contextmanager
-def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, Metrics], None]) -> Iterator[Daemon]:
+def daemon(
+    settings: Settings,
+    *,
+    once: bool,
+    beginning: Callable[[str, Health, Metrics], None],
+    only: Collection[str] | None = None,
+) -> Iterator[Daemon]:
     """Put a daemon together, and take it apart at the end.
 
     Args:
         settings: The configuration.
         once: Whether its sources work off what is there and end.
         beginning: Called with each step of the start: together they can take minutes.
+        only: The sources that run; None: all. Of the others only what waits in the retry queue is brought back.
 
     Raises:
         ConfigError: Something is set up wrong; nothing was changed.
@@ -218,7 +225,7 @@ def daemon(settings: Settings, *, once: bool, beginning: Callable[[str, Health, 
             prepared[collection] = _prepare(ground, collection, processing[collection], unclean=unclean is not None)
         store.verified()
         _name_strangers(settings, store)
-        yield _join(ground, prepared, health, once=once)
+        yield _join(ground, prepared, health, once=once, running=settings.sources if only is None else only)
 
 
 def _processing(settings: Settings, collection: str, extraction: IsolatedExtraction) -> _Processing:
@@ -250,7 +257,9 @@ def _prepare(ground: _Ground, collection: str, processing: _Processing, *, uncle
     return _Prepared(sink, identity, processing)
 
 
-def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *, once: bool) -> Daemon:
+def _join(
+    ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *, once: bool, running: Collection[str]
+) -> Daemon:
     """Join sources, lanes, stages and settle."""
     settings, pulse, faults = ground.settings, ground.pulse, ground.faults
     stop = threading.Event()
@@ -301,7 +310,10 @@ def _join(ground: _Ground, prepared: Mapping[str, _Prepared], health: Health, *,
             is_halted=partial(halts.halted, name),
         )
         for name, source in sources.items()
+        if name in running
     }
+    for name in sources.keys() - threads.keys():
+        retries.withdraw(name, None)  # as it does itself when it begins: what leases allowed, it gets again
     sweeps = {
         name: Sweep(collection.sink, ground.clock, settings.milvus.tombstone_days)
         for name, collection in prepared.items()

@@ -180,14 +180,12 @@ def test_rows_of_a_document_that_is_not_there_are_orphans(ground: Ground) -> Non
 
 
 def test_a_version_that_was_not_finished_is_told(ground: Ground, store: SqliteStore) -> None:
-    """Its rows that are there are in doubt; where none is, the document is."""
+    """Its rows are in doubt, those that are there and those that are not."""
     whole = ground.entry
     assert whole is not None
     present = {at: digest for at, digest in whole.present.items() if at != ONE}
     store.write_ahead([replace(whole, present=present, doubtful=frozenset({ONE, FOREIGN}))])
-    assert ground.found() == [(Kind.STALE, ONE)]
-    store.write_ahead([replace(whole, doubtful=frozenset({FOREIGN}))])
-    assert ground.found() == [(Kind.STALE, "")]
+    assert ground.found() == [(Kind.MISSING, FOREIGN), (Kind.STALE, ONE)]
 
 
 def test_a_rebuilt_ledger_knows_keys_and_the_rows_tell_the_rest(ground: Ground, store: SqliteStore) -> None:

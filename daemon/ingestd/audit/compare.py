@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ingestd.model import ChunkId, Detail, Digest, Entry, Held
 
 
+_DOUBT = "a version that was begun and not finished, or could not be mended, left it in doubt"
+
+
 class Kind(StrEnum):
     """What a difference is."""
 
@@ -46,6 +49,8 @@ class Fault:
     """Empty: the document as a whole."""
     detail: str
     """What is there, and what should be."""
+    of_file: bool = False
+    """Whether it is the document's file that differs, and not its rows."""
 
 
 def faults(entry: Entry | None, held: Held | None, *, alone: bool) -> list[Fault]:
@@ -131,8 +136,8 @@ def _by_ledger(entry: Entry | None, held: Held | None) -> Iterator[Fault]:
     if held is not None:
         yield from _known_rows(entry, held)
         yield from _unknown_rows(entry, held)
-    if entry.doubtful and not entry.doubtful & details.keys():
-        yield Fault(Kind.STALE, "", f"a version later than {_said(entry.version)} was begun and not finished")
+    for at in entry.doubtful - details.keys():
+        yield Fault(Kind.MISSING, at, f"no such row; {_DOUBT} whether the document has it")
 
 
 def _known_rows(entry: Entry, held: Held) -> Iterator[Fault]:
@@ -158,7 +163,7 @@ def _unknown_rows(entry: Entry, held: Held) -> Iterator[Fault]:
         detail, made = held.details[at], held.made[at]
         there = _place(detail, made)
         if at in entry.doubtful:
-            yield Fault(Kind.STALE, at, f"{there}; a version was begun and not finished, and left it in doubt")
+            yield Fault(Kind.STALE, at, f"{there}; {_DOUBT} whether it is the document's")
         elif detail.place in taken and not _is_older(made, entry.version):
             yield Fault(Kind.DUPLICATE, at, f"{there}; the document has another row at that place")
         else:

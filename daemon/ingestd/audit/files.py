@@ -47,7 +47,7 @@ def fault_of(
     elif (same and seen is not None and seen.verdict in FAILED) or (seen is None and applied is None and failed):
         fault = None  # without a seen it cannot be told of which content the dead letter is
     elif applied is None:
-        fault = Fault(Kind.MISSING, "", "the file is there, and nothing of it was written")
+        fault = _fault(Kind.MISSING, "the file is there, and nothing of it was written")
     elif same or not applied.content:
         fault = None  # a rebuilt ledger does not know the content, and its source sends every document again
     else:
@@ -58,14 +58,18 @@ def fault_of(
 def _gone(applied: Entry) -> Fault:
     count = len(applied.present)
     rows = f"{count} chunk{'s' * (count != 1)}"
-    return Fault(Kind.ORPHAN, "", f"the file is gone, and version {applied.version.number} with {rows} was not deleted")
+    return _fault(Kind.ORPHAN, f"the file is gone, and version {applied.version.number} with {rows} was not deleted")
 
 
 def _changed(survey: Survey, document: str, applied: Entry) -> Fault | None:
     try:
         digest = survey.digest(document)
     except DocumentError as error:
-        return Fault(Kind.STALE, "", f"the file has changed since version {applied.version.number}: {error}")
+        return _fault(Kind.STALE, f"the file has changed since version {applied.version.number}: {error}")
     if digest is None or digest == applied.content:
         return None  # in the midst of a change; or touched, and no more
-    return Fault(Kind.STALE, "", f"the file has changed since version {applied.version.number} was written")
+    return _fault(Kind.STALE, f"the file has changed since version {applied.version.number} was written")
+
+
+def _fault(kind: Kind, detail: str) -> Fault:
+    return Fault(kind, "", detail, of_file=True)

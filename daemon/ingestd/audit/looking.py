@@ -317,7 +317,7 @@ def look_at_rest(
     looks = looker.look(quiet) if quiet else {}
     busy |= {document for document, look in looks.items() if look.moved}
     if beside is not None and looks:
-        files = [document for document, look in looks.items() if any(not fault.chunk_id for fault in look.faults)]
+        files = [document for document, look in looks.items() if any(fault.of_file for fault in look.faults)]
         busy |= beside.unsettled(looker.collection, list(looks), files)
     return {document: look for document, look in looks.items() if document not in busy}, frozenset(busy)
 

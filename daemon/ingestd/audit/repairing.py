@@ -44,7 +44,7 @@ class _Case:
     """A document that is being mended."""
 
     file: bool
-    """Whether it differed as a whole."""
+    """Whether its file differed."""
     due: bool = True
     """Whether the daemon is to be asked."""
     tries: int = 0
@@ -77,7 +77,7 @@ class Repair:
         self._daemon = daemon
         self._wait = wait
         self._clock = clock
-        self._cases = {document: _Case(whole) for document, whole in scratch.faulty(looker.collection)}
+        self._cases = {document: _Case(of_file) for document, of_file in scratch.faulty(looker.collection)}
 
     def run(self, seconds: float) -> None:
         """Mend until all is mended or left, or the time is over."""
@@ -115,7 +115,7 @@ class Repair:
         patience = ELSEWHERE if self._looker.feeds.shared else 0.0
         for document, look in looks.items():
             case = self._cases[document]
-            case.file = case.file or any(not fault.chunk_id for fault in look.faults)
+            case.file = case.file or any(fault.of_file for fault in look.faults)
             case.due = bool(look.faults) and self._clock() >= case.sent_at + patience
             if case.due and case.tries >= TRIES:
                 failed.append(document)

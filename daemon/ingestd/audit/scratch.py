@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingestd.audit.compare import Fault, Kind
 
@@ -31,6 +31,7 @@ _SCHEMA = """
         document_id TEXT NOT NULL,
         chunk_id TEXT NOT NULL,
         detail TEXT NOT NULL,
+        of_file INTEGER NOT NULL,
         outcome TEXT,               -- of a repair: '' mended, or why not; NULL: none was tried
         PRIMARY KEY (collection, kind, document_id, chunk_id, detail)
     ) WITHOUT ROWID;
@@ -80,10 +81,8 @@ class Scratch:
 
     def documents(self) -> Iterator[Weighed]:
         """Yield all documents, in the order of their ids, a page in memory at a time."""
-        query, last = "SELECT id, rows FROM documents WHERE ?1 IS NULL OR id > ?1 ORDER BY id LIMIT ?2", None
-        while page := self._connection.execute(query, (last, _PAGE)).fetchall():
+        for page in self._pages("SELECT id, rows FROM documents WHERE id {} ? ORDER BY id LIMIT ?"):
             yield from (Weighed(*found) for found in page)
-            last = page[-1][0]
 
     # Suspects
 
@@ -97,11 +96,7 @@ class Scratch:
 
     def suspects(self) -> Iterator[dict[str, bytes]]:
         """Yield pages of suspects with their marks; pages may be changed while they are gone through."""
-        last = None
-        query = "SELECT id, mark FROM suspects WHERE ?1 IS NULL OR id > ?1 ORDER BY id LIMIT ?2"
-        while page := dict(self._connection.execute(query, (last, _PAGE)).fetchall()):
-            yield page
-            last = max(page, key=str.encode)
+        yield from map(dict, self._pages("SELECT id, mark FROM suspects WHERE id {} ? ORDER BY id LIMIT ?"))
 
     def suspected(self) -> int:
         """Return the number of suspects."""
@@ -111,8 +106,10 @@ class Scratch:
 
     def found(self, collection: str, document: str, faults: Sequence[Fault]) -> None:
         """Note what is wrong with a document."""
-        records = ((collection, fault.kind.value, document, fault.chunk_id, fault.detail) for fault in faults)
-        self._many("INSERT OR IGNORE INTO differences VALUES (?, ?, ?, ?, ?, NULL)", records)
+        records = (
+            (collection, fault.kind.value, document, fault.chunk_id, fault.detail, fault.of_file) for fault in faults
+        )
+        self._many("INSERT OR IGNORE INTO differences VALUES (?, ?, ?, ?, ?, ?, NULL)", records)
 
     def outcome(self, collection: str, documents: Mapping[str, str]) -> None:
         """Note how the repair of documents ended: empty when it was mended, or why it was not."""
@@ -120,16 +117,13 @@ class Scratch:
         self._many(query, ((outcome, collection, document) for document, outcome in documents.items()))
 
     def faulty(self, collection: str) -> Iterator[tuple[str, bool]]:
-        """Yield the documents that differ, each with whether it does as a whole."""
+        """Yield the documents that differ, each with whether its file does."""
         query = """
-            SELECT document_id, MIN(chunk_id) = '' FROM differences
-            WHERE collection = ?1 AND (?2 IS NULL OR document_id > ?2)
-            GROUP BY document_id ORDER BY document_id LIMIT ?3
+            SELECT document_id, MAX(of_file) FROM differences WHERE collection = ? AND document_id {} ?
+            GROUP BY document_id ORDER BY document_id LIMIT ?
             """
-        last = None
-        while page := self._connection.execute(query, (collection, last, _PAGE)).fetchall():
-            yield from ((document, bool(whole)) for document, whole in page)
-            last = page[-1][0]
+        for page in self._pages(query, collection):
+            yield from ((document, bool(of_file)) for document, of_file in page)
 
     def counts(self, collection: str) -> dict[Kind, int]:
         """Return how many differences of each kind there are."""
@@ -148,13 +142,25 @@ class Scratch:
     def differences(self, collection: str, kind: Kind, limit: int | None = None) -> Iterator[Difference]:
         """Yield differences, by document and chunk."""
         query = """
-            SELECT document_id, chunk_id, detail, outcome FROM differences WHERE collection = ? AND kind = ?
+            SELECT document_id, chunk_id, detail, of_file, outcome FROM differences WHERE collection = ? AND kind = ?
             ORDER BY document_id, chunk_id, detail LIMIT ?
             """
-        for document, chunk_id, detail, outcome in self._connection.execute(
-            query, (collection, kind.value, limit or -1)
-        ):
-            yield Difference(collection, document, Fault(kind, chunk_id, detail), outcome)
+        most = -1 if limit is None else limit
+        found = self._connection.execute(query, (collection, kind.value, most))
+        for document, chunk_id, detail, of_file, outcome in found:
+            yield Difference(collection, document, Fault(kind, chunk_id, detail, bool(of_file)), outcome)
+
+    def _pages(self, query: str, *arguments: str) -> Iterator[list[Any]]:
+        """Yield pages of records that begin with an id, in the order of that, so that each page is one look-up.
+
+        Args:
+            query: With ``{}`` where the comparison of the id is.
+            arguments: Those before the id.
+        """
+        comparison, last = ">=", ""
+        while page := self._connection.execute(query.format(comparison), (*arguments, last, _PAGE)).fetchall():
+            yield page
+            comparison, last = ">", page[-1][0]
 
     def _number(self, query: str, *arguments: str) -> int:
         (count,) = self._connection.execute(query, arguments).fetchone()

@@ -22,10 +22,10 @@ from ingestd.errors import ConfigError, FatalError
 from ingestd.model import Fingerprints
 from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.log import adopt
-from ingestd.parts import NoPast, SystemClock
+from ingestd.parts import NoPast, SystemClock, is_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from ingestd.audit.looking import Counts, Looker
@@ -57,7 +57,7 @@ def audit(
     """Compare sources, ledger and Milvus: missing, stale, orphan and duplicate chunks; exit 4 when something differs.
 
     It changes nothing without --repair, and works beside a running daemon. With --repair that daemon mends; while none
-    runs, this command runs one itself, sources and all, until it is done.
+    runs, this command runs one itself until it is done.
     """
     settings = load(config_file, level="warning")
     names = _chosen(settings, collection)
@@ -123,19 +123,34 @@ def _sources(settings: Settings) -> Mapping[str, Source]:
 def _repair(settings: Settings, names: list[str], scratch: Scratch, timeout: float) -> None:
     daemon = RunningDaemon(settings.state_dir / SOCKET_NAME)
     with ExitStack() as stack:
+        sources = _sources(settings)
         if not daemon.runs():
-            stack.enter_context(_own_daemon(settings))
-        opened = stack.enter_context(lookers(settings, names, _sources(settings)))
+            different = {name for name in names if any(scratch.counts(name).values())}
+            stack.enter_context(_own_daemon(settings, _needed(settings, sources, different)))
+        opened = stack.enter_context(lookers(settings, names, sources))
         daemon.look()
         for looker in opened:
             Repair(looker, scratch, daemon).run(timeout)
 
 
+def _needed(settings: Settings, sources: Mapping[str, Source], different: Collection[str]) -> list[str]:
+    """Return the sources that have to run for these collections to be mended.
+
+    A topic's records are read again without a member of the group, but where other members write the collection: there
+    only one that holds the partition may write.
+    """
+    return [
+        name
+        for name, source in sources.items()
+        if source.collection in different and (source.survey() is not None or is_shared(settings, source.collection))
+    ]
+
+
 @contextmanager
-def _own_daemon(settings: Settings) -> Iterator[None]:
-    """Run a daemon in this process, with its control socket and without a status page."""
+def _own_daemon(settings: Settings, only: Collection[str]) -> Iterator[None]:
+    """Run a daemon of these sources in this process, with its control socket and without a status page."""
     with (
-        flow.daemon(settings, once=False, beginning=lambda _name, _health, _metrics: None) as daemon,
+        flow.daemon(settings, once=False, beginning=lambda _name, _health, _metrics: None, only=only) as daemon,
         closing(ControlServer(settings.state_dir / SOCKET_NAME, operations.commands(daemon))) as server,
     ):
         adopt()  # pymilvus has brought log handlers of its own

@@ -199,6 +199,8 @@ class RetryQueue:
         self._late: dict[str, set[str]] = {}
         """Leases that had ended when their events were parked, by source: whoever withdraws them may have been there
         before."""
+        self._waits: dict[_Place, str] = {}
+        """What could not be brought back at the last look, and why."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retries", daemon=True)
 
@@ -274,12 +276,15 @@ class RetryQueue:
 
     def _revive(self) -> None:
         until = time.monotonic() + POLL
+        waits: dict[_Place, str] = {}
         for parked in self._due():
             self._pulse.beat("retries")
             try:
                 event = self._sources[parked.source].revive(self._store.whole(parked)) or _gone(parked)
             except UnavailableError as error:
-                log.warning("a parked event waits on", document_id=parked.key.document_id, error=str(error))
+                waits[_place(parked)] = str(error)
+                if self._waits.get(_place(parked)) != str(error):  # it is asked twice a second
+                    log.warning("a parked event waits on", document_id=parked.key.document_id, error=str(error))
                 continue
             if event.key != parked.key:
                 self._name(parked, event)
@@ -291,6 +296,7 @@ class RetryQueue:
                 on_accept=self._tally.revive,
                 patience=max(0.0, until - time.monotonic()),
             )
+        self._waits = waits
 
     def _name(self, parked: Parked, event: Event) -> None:
         """Let a record that could not be read before wait under the document that it turns out to be about.
