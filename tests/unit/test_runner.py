@@ -29,10 +29,11 @@ from ingestd.stages.embed import Embed
 from ingestd.stages.write import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ingestd.model import Content, Document, Event
+    from ingestd.model import Content, Document, Event, Role, VectorKind, Vectors
     from ingestd.ports import Intake
     from ingestd.store.sqlite import SqliteStore
 
@@ -220,6 +221,83 @@ def ask_once(daemon: Daemon, condition: Callable[[], bool]) -> Callable[[], None
             daemon.runner.ask_to_stop()
 
     return tick
+
+
+def test_a_stop_leaves_what_no_model_has_begun(store: SqliteStore) -> None:
+    """One batch is at the model: it is written; no text of another document is embedded, however far it had come."""
+    daemon = Daemon(store, *many(40), once=False)
+    go, embed = threading.Event(), daemon.stages.embedder.embed
+
+    def hold(texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        vectors = embed(texts, role, kinds)
+        assert go.wait(DEADLINE)
+        return vectors
+
+    daemon.stages.embedder.embed = hold  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(lambda: daemon.pipeline.dropped > 0)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+
+    def all_stages_are_full() -> bool:
+        depths = daemon.pipeline.depths()
+        return bool(daemon.stages.embedder.calls) and depths["embed"] >= 4 and depths["chunk"] > 0
+
+    assert daemon.run(tick=ask_once(daemon, all_stages_are_full)) is Exit.DONE
+    waiting.join(DEADLINE)
+    (batch,) = daemon.stages.embedder.calls
+    assert len(batch) == 4
+    assert daemon.tally.totals() == Totals(accepted=40, written=2, in_flight=38, chunks_embedded=4)
+    assert daemon.pipeline.dropped == 38
+    assert not daemon.pipeline.lanes.events
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+def test_what_has_its_vectors_is_written_although_the_drain_was_given_up(store: SqliteStore) -> None:
+    """Milvus is slow when the deadline comes: nothing that was embedded has to be embedded again."""
+    daemon = Daemon(store, *many(40), once=False)
+    slow, go = threading.Event(), threading.Event()
+
+    def hold(operation: str, _ids: Sequence[str]) -> None:
+        if operation == "upsert":
+            slow.set()
+            assert go.wait(DEADLINE)
+
+    daemon.sink.before = hold
+    embed = daemon.stages.embedder.embed
+
+    def after_the_first(
+        texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]
+    ) -> Mapping[VectorKind, Vectors]:
+        if daemon.stages.embedder.calls:
+            assert slow.wait(DEADLINE)
+        return embed(texts, role, kinds)
+
+    daemon.stages.embedder.embed = after_the_first  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(lambda: daemon.faults.closing)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+
+    def some_wait_to_be_written() -> bool:
+        return slow.is_set() and daemon.pipeline.depths()["write"] > 0
+
+    assert daemon.run(drain=0.1, tick=ask_once(daemon, some_wait_to_be_written)) is Exit.DONE
+    waiting.join(DEADLINE)
+    embedded = sum(map(len, daemon.stages.embedder.calls))
+    assert embedded == len(daemon.sink.rows) == daemon.tally.totals().chunks_embedded
 
 
 def test_a_stop_drains_what_is_begun(store: SqliteStore) -> None:
