@@ -262,10 +262,34 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def test_a_document_that_is_being_read_is_left_too(store: SqliteStore) -> None:
+    """It comes out of its extraction after the stop, and no model gets it: the next start reads it again."""
+    daemon = Daemon(store, *many(1), once=False)
+    reading, go, extract = threading.Event(), threading.Event(), daemon.stages.extraction.extract
+
+    def hold(content: Content) -> Document:
+        reading.set()
+        assert go.wait(DEADLINE)
+        return extract(content)
+
+    daemon.stages.extraction.extract = hold  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(daemon.pipeline._giving_up.is_set)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+    assert daemon.run(tick=ask_once(daemon, reading.is_set)) is Exit.DONE
+    waiting.join(DEADLINE)
+    assert daemon.stages.embedder.calls == []
+    assert (daemon.pipeline.dropped, daemon.tally.totals()) == (1, Totals(accepted=1, in_flight=1))
+
+
 def test_what_has_its_vectors_is_written_although_the_drain_was_given_up(store: SqliteStore) -> None:
-    """Milvus is slow when the deadline comes: nothing that was embedded has to be embedded again."""
+    """A batch is stuck at the model when the deadline comes, and Milvus is slow: what came before it is not lost."""
     daemon = Daemon(store, *many(40), once=False)
-    slow, go = threading.Event(), threading.Event()
+    slow, go, stuck = threading.Event(), threading.Event(), threading.Event()
 
     def hold(operation: str, _ids: Sequence[str]) -> None:
         if operation == "upsert":
@@ -273,16 +297,19 @@ def test_what_has_its_vectors_is_written_although_the_drain_was_given_up(store: 
             assert go.wait(DEADLINE)
 
     daemon.sink.before = hold
-    embed = daemon.stages.embedder.embed
+    embedder, embed = daemon.stages.embedder, daemon.stages.embedder.embed
 
-    def after_the_first(
+    def fifth_is_stuck(
         texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]
     ) -> Mapping[VectorKind, Vectors]:
-        if daemon.stages.embedder.calls:
+        vectors = embed(texts, role, kinds)
+        if len(embedder.calls) == 2:
             assert slow.wait(DEADLINE)
-        return embed(texts, role, kinds)
+        if len(embedder.calls) == 5:
+            stuck.wait(DEADLINE)
+        return vectors
 
-    daemon.stages.embedder.embed = after_the_first  # type: ignore[method-assign]
+    embedder.embed = fifth_is_stuck  # type: ignore[method-assign]
 
     def let_go() -> None:
         _until(lambda: daemon.faults.closing)
@@ -290,14 +317,13 @@ def test_what_has_its_vectors_is_written_although_the_drain_was_given_up(store: 
 
     waiting = threading.Thread(target=let_go)
     waiting.start()
-
-    def some_wait_to_be_written() -> bool:
-        return slow.is_set() and daemon.pipeline.depths()["write"] > 0
-
-    assert daemon.run(drain=0.1, tick=ask_once(daemon, some_wait_to_be_written)) is Exit.DONE
+    try:
+        assert daemon.run(drain=0.1, tick=ask_once(daemon, lambda: len(embedder.calls) == 5)) is Exit.DONE
+    finally:
+        stuck.set()
     waiting.join(DEADLINE)
-    embedded = sum(map(len, daemon.stages.embedder.calls))
-    assert embedded == len(daemon.sink.rows) == daemon.tally.totals().chunks_embedded
+    embedded = [text for call in embedder.calls[:4] for text in call]
+    assert 16 == len(embedded) == len(daemon.sink.rows) == daemon.tally.totals().chunks_embedded
 
 
 def test_a_stop_drains_what_is_begun(store: SqliteStore) -> None:

@@ -189,20 +189,9 @@ class Pipeline:
         with self._lock:
             self._dropped += count
 
-    def stop(self, timeout: float, *, drained: bool) -> bool:
-        """End the stages, first to last; return whether all ended in time.
-
-        Args:
-            timeout: Seconds, for all of them.
-            drained: Whether nothing is under way. Where something is, what the models have in hand is given up, and
-                what has its vectors already is written: to compute them again is what costs.
-        """
+    def stop(self, timeout: float) -> bool:
+        """Let each stage finish what is before it, first to last; return whether all ended in time."""
         deadline = time.monotonic() + timeout
-        if not drained:
-            for channel, _threads in self._steps:
-                channel.close()
-            for thread in self._steps[-1][1]:
-                thread.join(max(0.0, deadline - time.monotonic()))
         ended = True
         for channel, threads in self._steps:
             channel.close()

@@ -40,7 +40,7 @@ HEAL_LIMIT = 1800.0
 LAST_SECONDS = 5.0
 """For threads to end after the drain."""
 WRITE_SECONDS = 2.0
-"""For what has its vectors to be written, where the drain was given up."""
+"""For what has its vectors to be written, where the drain was given up: to compute them again is what costs."""
 
 log = structlog.get_logger(__name__)
 
@@ -224,7 +224,7 @@ class Runner:
             thread.join(LAST_SECONDS)
         parts.retries.join(LAST_SECONDS)
         for pipeline in parts.pipelines.values():
-            pipeline.stop(LAST_SECONDS if drained else WRITE_SECONDS, drained=drained)
+            pipeline.stop(LAST_SECONDS if drained else WRITE_SECONDS)
         parts.settle.close(LAST_SECONDS)
 
     def _probe(self) -> None:
