@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.fixtures.brokers import Tansu
-    from tests.fixtures.daemon import Workplace
+    from tests.fixtures.daemon import Daemon, Workplace
 
 pytestmark = [pytest.mark.lite, pytest.mark.kafka]
 
@@ -58,7 +58,7 @@ def test_a_second_signal_does_not_wait_for_the_drain(workplace: Workplace, tansu
     workplace.configure("embedders.hash.delay_seconds_per_text", 5.0)
     place.produce(3)
     with workplace.daemon() as daemon:
-        daemon.until(lambda: daemon.totals.get("in_flight") == 3, "it is amid the work")
+        daemon.until(lambda: _all_begun(daemon, 3), "all are at the model")
         daemon.send(signal.SIGTERM)
         daemon.until_said("draining")
         pause = time.monotonic() + 1.2
@@ -67,3 +67,19 @@ def test_a_second_signal_does_not_wait_for_the_drain(workplace: Workplace, tansu
         assert daemon.wait(5) == 1
         workplace.until_gone()
     assert place.committed() == 0
+
+
+def _all_begun(daemon: Daemon, count: int) -> bool:
+    """Return whether so many documents are under way, and none waits for any stage, for as long as two looks take."""
+
+    def none_waits() -> bool:
+        (collection,) = daemon.status().get("collections") or [{"in_flight": 0}]
+        return collection["in_flight"] == count and not any(
+            depth for key, depth in collection.items() if key.startswith("waits_for")
+        )
+
+    if not none_waits():
+        return False
+    look = time.monotonic() + 0.5
+    daemon.until(lambda: time.monotonic() > look, "the next look")
+    return none_waits()

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from tests.faults.kafka_place import Place, metric, record
 from tests.fixtures.brokers import create_topic, produce
+from tests.fixtures.corpus import copy_articles, fold
 from tests.fixtures.daemon import COLLECTION, Daemon
 
 if TYPE_CHECKING:
@@ -101,6 +102,41 @@ def _children(daemon: Daemon) -> set[int]:
     return {child.pid for child in psutil.Process(daemon.pid).children()}
 
 
+@pytest.mark.parametrize("drain", [25.0, 0.5], ids=["drained", "given up"])
+def test_amid_heavy_work_nothing_is_lost_or_doubled(workplace: Workplace, drain: float) -> None:
+    """Two reloads while articles are embedded, with files that change meanwhile: rows are what the folder says.
+
+    Where the drain is given up, what was begun is begun again by the next image.
+    """
+    workplace.configure("embedders.hash.delay_seconds_per_text", 0.05)
+    workplace.configure("embedding.window", 32)
+    workplace.configure("shutdown.drain_seconds", drain)
+    copies = copy_articles(workplace.inbox, every=6)
+    with workplace.daemon() as daemon:
+        for image in (1, 2):
+            daemon.until_image(image)
+            daemon.until(lambda: daemon.totals.get("in_flight", 0) > 5, "it is amid the work")
+            if image == 2:
+                workplace.configure("embedders.hash.delay_seconds_per_text", 0)
+            daemon.reload()
+            copies[image].write_text(f"An article that was written anew before image {image + 1}.")
+            copies[10 * image].unlink()
+        daemon.until_image(3)
+        daemon.until(lambda: _idle(daemon, len(copies) - 2), "all is done")
+        given_up = daemon.said("not drained in time: begun documents are begun again after the next start")
+        assert bool(given_up) is (drain < 1)
+        assert [0, 0] == [line["exit_code"] for line in daemon.said("ended")]
+        assert daemon.stop() == 0
+    assert 0 == workplace.once()["chunks_embedded"]  # the deletes may be left for it
+    assert fold(workplace.inbox, workplace.config_file) == workplace.rows()
+
+
+def _idle(daemon: Daemon, documents: int) -> bool:
+    status = daemon.status()
+    totals = status.get("totals", {})
+    return bool(status.get("ready")) and not totals["in_flight"] and totals["accepted"] >= documents
+
+
 def test_ten_reloads_leave_nothing_behind(workplace: Workplace) -> None:
     """No descriptor, no thread and no child more than before, and no folder or file in the state directory."""
     workplace.write("one.txt", "A text.")
@@ -177,7 +213,7 @@ def test_sigterm_is_stronger_than_a_reload(workplace: Workplace) -> None:
 
 def test_a_second_sigterm_ends_the_drain_of_a_reload_at_once(workplace: Workplace) -> None:
     """A SIGHUP is not one of the two."""
-    workplace.configure("embedders.hash.delay_seconds_per_text", 5)
+    workplace.configure("embedders.hash.delay_seconds_per_text", 300)
     workplace.write("one.txt", "A text that takes longer than anybody waits.")
     with workplace.daemon() as daemon:
         daemon.until(lambda: daemon.totals.get("in_flight") == 1, "it is amid the work")

@@ -30,10 +30,11 @@ from ingestd.stages.embed import Embed
 from ingestd.stages.write import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ingestd.model import Content, Document, Event
+    from ingestd.model import Content, Document, Event, Role, VectorKind, Vectors
     from ingestd.ports import Intake
     from ingestd.store.sqlite import SqliteStore
 
@@ -251,6 +252,109 @@ def ask_once(daemon: Daemon, condition: Callable[[], bool]) -> Callable[[], None
             daemon.runner.ask_to_stop()
 
     return tick
+
+
+def test_a_stop_leaves_what_no_model_has_begun(store: SqliteStore) -> None:
+    """One batch is at the model: it is written; no text of another document is embedded, however far it had come."""
+    daemon = Daemon(store, *many(40), once=False)
+    go, embed = threading.Event(), daemon.stages.embedder.embed
+
+    def hold(texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        vectors = embed(texts, role, kinds)
+        assert go.wait(DEADLINE)
+        return vectors
+
+    daemon.stages.embedder.embed = hold  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(lambda: daemon.pipeline.dropped > 0)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+
+    def all_stages_are_full() -> bool:
+        depths = daemon.pipeline.depths()
+        return bool(daemon.stages.embedder.calls) and depths["embed"] >= 4 and depths["chunk"] > 0
+
+    assert daemon.run(tick=ask_once(daemon, all_stages_are_full)) is Exit.DONE
+    waiting.join(DEADLINE)
+    (batch,) = daemon.stages.embedder.calls
+    assert len(batch) == 4
+    assert daemon.tally.totals() == Totals(accepted=40, written=2, in_flight=38, chunks_embedded=4)
+    assert daemon.pipeline.dropped == 38
+    assert not daemon.pipeline.lanes.events
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+def test_a_document_that_is_being_read_is_left_too(store: SqliteStore) -> None:
+    """It comes out of its extraction after the stop, and no model gets it: the next start reads it again."""
+    daemon = Daemon(store, *many(1), once=False)
+    reading, go, extract = threading.Event(), threading.Event(), daemon.stages.extraction.extract
+
+    def hold(content: Content) -> Document:
+        reading.set()
+        assert go.wait(DEADLINE)
+        return extract(content)
+
+    daemon.stages.extraction.extract = hold  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(daemon.pipeline._giving_up.is_set)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+    assert daemon.run(tick=ask_once(daemon, reading.is_set)) is Exit.DONE
+    waiting.join(DEADLINE)
+    assert daemon.stages.embedder.calls == []
+    assert (daemon.pipeline.dropped, daemon.tally.totals()) == (1, Totals(accepted=1, in_flight=1))
+
+
+def test_what_has_its_vectors_is_written_although_the_drain_was_given_up(store: SqliteStore) -> None:
+    """A batch is stuck at the model when the deadline comes, and Milvus is slow: what came before it is not lost."""
+    daemon = Daemon(store, *many(40), once=False)
+    slow, go, stuck = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(operation: str, _ids: Sequence[str]) -> None:
+        if operation == "upsert":
+            slow.set()
+            assert go.wait(DEADLINE)
+
+    daemon.sink.before = hold
+    embedder, embed = daemon.stages.embedder, daemon.stages.embedder.embed
+
+    def fifth_is_stuck(
+        texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]
+    ) -> Mapping[VectorKind, Vectors]:
+        vectors = embed(texts, role, kinds)
+        if len(embedder.calls) == 2:
+            assert slow.wait(DEADLINE)
+        if len(embedder.calls) == 5:
+            stuck.wait(DEADLINE)
+        return vectors
+
+    embedder.embed = fifth_is_stuck  # type: ignore[method-assign]
+
+    def let_go() -> None:
+        _until(lambda: daemon.faults.closing)
+        go.set()
+
+    waiting = threading.Thread(target=let_go)
+    waiting.start()
+    try:
+        assert daemon.run(drain=0.1, tick=ask_once(daemon, lambda: len(embedder.calls) == 5)) is Exit.DONE
+    finally:
+        stuck.set()
+    waiting.join(DEADLINE)
+    embedded = [text for call in embedder.calls[:4] for text in call]
+    assert 16 == len(embedded) == len(daemon.sink.rows) == daemon.tally.totals().chunks_embedded
 
 
 def test_a_stop_drains_what_is_begun(store: SqliteStore) -> None:

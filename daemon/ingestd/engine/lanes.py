@@ -186,13 +186,18 @@ class Lanes:
             self._stopped = True
             before = self._events
             for event in self._out.clear():
-                dropped_lane = self._waiting.pop(event.key)
-                dropped_lane.appendleft(event)
-                self._drop(dropped_lane)
+                self._drop(self._waiting.pop(event.key), event)
             for lane in self._waiting.values():
                 self._drop(lane)
             self._changed.notify_all()
             return before - self._events
+
+    def drop(self, events: Sequence[Event]) -> None:
+        """Take active events out that nobody goes on with. After ``stop``: nothing waits behind them any more."""
+        with self._changed:
+            for event in events:
+                self._drop(self._waiting.pop(event.key), event)
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """Look again at whether intake is open."""
@@ -220,8 +225,8 @@ class Lanes:
         self._waiting[event.key] = deque()
         return True
 
-    def _drop(self, lane: deque[Event]) -> None:
-        for event in lane:
+    def _drop(self, lane: deque[Event], *active: Event) -> None:
+        for event in (*active, *lane):
             self._events -= 1
             self._bytes -= event.size
         lane.clear()

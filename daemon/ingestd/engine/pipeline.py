@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.stage import Appetite, StageThread, Work
@@ -33,6 +34,14 @@ WAITING_DOCUMENTS = 64
 WRITE_BATCH = 1_000
 """Rows that a write takes at a time, many documents together."""
 WRITE_LINGER = 0.02
+
+
+class _Carrier(Protocol):
+    @property
+    def event(self) -> Event: ...
+
+
+Carrier = TypeVar("Carrier", bound=_Carrier)
 
 
 class _Closable(Protocol):
@@ -97,6 +106,9 @@ class Pipeline:
         self.sink = sink
         self.identity = identity
         self.lanes = lanes
+        self._giving_up = threading.Event()
+        self._dropped = 0
+        self._lock = threading.Lock()
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
         difficult: Channel[Recalled] = Channel("extract_long", None)
@@ -110,26 +122,30 @@ class Pipeline:
             name = f"{collection}/{step}"
             return StageThread(name, work, inbound, appetite, pass_on=pass_on, settle=settle, pulse=pulse, fail=fail)
 
+        to_extract, to_extract_long = self._forward(recalled), self._forward(difficult)
+        to_chunk, to_embed = self._forward(extracted), self._forward(chunked)
+
         def pass_recalled(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
             if isinstance(item, Recalled):
-                recalled.put(item, beat)
+                to_extract(item, beat)
             else:
-                extracted.put(item, beat)
+                to_chunk(item, beat)
 
         def pass_read(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
             if isinstance(item, Recalled):
-                difficult.put(item, beat)
+                to_extract_long(item, beat)
             else:
-                extracted.put(item, beat)
+                to_chunk(item, beat)
 
         def reading(step: str, work: Reading, inbound: Channel[Recalled]) -> Sequence[_Joinable]:
             appetite = Appetite(1, silence=silence["extract"])
             return [stage(f"{step}-{number}", work, inbound, appetite, pass_read) for number in range(1, readers + 1)]
 
         recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), pass_recalled)
-        chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), chunked.put)
+        chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed)
         embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
+        self._unbegun: tuple[Channel[Any], ...] = (recalled, difficult, extracted, chunked)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
             (events, [recalling]),
             (recalled, reading("extract", extract, recalled)),
@@ -148,6 +164,43 @@ class Pipeline:
     def depths(self) -> dict[str, int]:
         """Return the number of items that wait before each stage."""
         return {channel.name: len(channel) for channel, _threads in self._steps}
+
+    def give_up(self) -> None:
+        """Drop what no model has begun: it waits for its text, for its chunks or for its vectors, or is about to.
+
+        Begun means that the most expensive part would be done twice. A document that is being read or cut is dropped
+        when it comes out of that, and one whose outcome is known gets it.
+        """
+        self._giving_up.set()
+        self._note_dropped(self.lanes.stop())
+        for channel in self._unbegun:
+            self._drop(channel.clear())
+
+    @property
+    def dropped(self) -> int:
+        """The number of events that were given up."""
+        return self._dropped
+
+    def _forward(self, channel: Channel[Carrier]) -> PassOn[Carrier]:
+        """Return what passes on to a channel, unless the pipeline gives up what is not begun."""
+
+        def pass_on(item: Carrier, beat: Callable[[], None]) -> None:
+            if self._giving_up.is_set():
+                self._drop([item])
+                return
+            channel.put(item, beat)
+            if self._giving_up.is_set():  # it had to wait for room, and that came from clearing the channel
+                self._drop(channel.clear())
+
+        return pass_on
+
+    def _drop(self, items: Sequence[_Carrier]) -> None:
+        self.lanes.drop([item.event for item in items])
+        self._note_dropped(len(items))
+
+    def _note_dropped(self, count: int) -> None:
+        with self._lock:
+            self._dropped += count
 
     def stop(self, timeout: float) -> bool:
         """Let each stage finish what is before it, first to last; return whether all ended in time."""

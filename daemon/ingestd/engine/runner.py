@@ -1,7 +1,8 @@
 """The runner: starts everything in order, watches it, and stops it in order.
 
-Start: settle, pipelines, retry queue, sources. Stop: sources first, so that nothing new comes in; then what was begun
-is drained; then settle, last, so that every outcome is made durable. A thread that ends by itself ends the process:
+Start: settle, pipelines, retry queue, sources. Stop: sources first, so that nothing new comes in; then what the models
+have begun is drained, and all else is left for the next start; then settle, last, so that every outcome is made
+durable. A thread that ends by itself ends the process:
 systemd starts it again, and the ledger knows what was under way.
 """
 
@@ -39,6 +40,8 @@ HEAL_LIMIT = 1800.0
 """Seconds that a model may take to load again."""
 LAST_SECONDS = 5.0
 """For threads to end after the drain."""
+WRITE_SECONDS = 2.0
+"""For what has its vectors to be written, where the drain was given up: to compute them again is what costs."""
 
 log = structlog.get_logger(__name__)
 
@@ -201,8 +204,9 @@ class Runner:
     def _shut(self, *, drain: bool, tick: Callable[[], None]) -> None:
         parts = self._parts
         parts.stop.set()
-        dropped = sum(pipeline.lanes.stop() for pipeline in parts.pipelines.values())
-        log.info("draining", left_for_the_next_start=dropped)
+        log.info("draining")
+        for pipeline in parts.pipelines.values():
+            pipeline.give_up()
         deadline = time.monotonic() + (self._drain_seconds if drain else 0.0)
         drained = False
         while not drained:
@@ -210,7 +214,10 @@ class Runner:
             tick()
             if time.monotonic() >= deadline:
                 break
-        if not drained:
+        left = sum(pipeline.dropped for pipeline in parts.pipelines.values())
+        if drained:
+            log.info("drained", left_for_the_next_start=left)
+        else:
             log.warning("not drained in time: begun documents are begun again after the next start")
         parts.faults.closing = True
         parts.breakers.stop()
@@ -220,7 +227,7 @@ class Runner:
             thread.join(LAST_SECONDS)
         parts.retries.join(LAST_SECONDS)
         for pipeline in parts.pipelines.values():
-            pipeline.stop(LAST_SECONDS if drained else 0.5)
+            pipeline.stop(LAST_SECONDS if drained else WRITE_SECONDS)
         parts.settle.close(LAST_SECONDS)
 
     def _probe(self) -> None:
