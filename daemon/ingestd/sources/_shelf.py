@@ -158,6 +158,8 @@ class Shelf:
     @contextmanager
     def _directory(self, above: bytes, *, make: bool = True) -> Iterator[int]:
         """Open the directory for files of a path, for as long as the context lasts."""
+        if make:
+            os.makedirs(self.root, exist_ok=True)  # noqa: PTH103 - bytes are no Path
         opened = [os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         try:
             for part in above.split(b"/") if above else ():

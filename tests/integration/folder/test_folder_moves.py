@@ -45,7 +45,12 @@ def held(folder: Path) -> dict[str, str]:
 
 def names(folder: Path) -> set[str]:
     """Return the paths of the files in a folder."""
-    return set(held(folder))
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def is_empty(rig: Rig) -> bool:
+    """Return whether no file is left in the folder: they may go while it is looked at."""
+    return not names(rig.root)
 
 
 def bad_fail(rig: Rig) -> None:
@@ -107,6 +112,17 @@ def test_files_are_moved_with_their_paths_sidecars_and_reasons(rig: Rig, shelves
     assert {"s/x/y/a.txt", "s/a.txt"} == set(rig.store.rows)
 
 
+def test_what_went_by_is_not_loaded_again(rig: Rig, shelves: dict[str, Any]) -> None:
+    """A source begins with what is known of the files that are there, however many were there before."""
+    for number in range(20):
+        rig.write(f"{number}")
+    once(rig, done=shelves["done"])
+    rig.write("0", "newer")
+    source = rig.source(done=shelves["done"])
+    source._rounds.load()
+    assert (source.status().files, len(rig.store.stats)) == (1, 20)
+
+
 def test_files_are_moved_while_the_source_runs(rig: Rig, shelves: dict[str, Any]) -> None:
     """Each soon after it is settled and not before; a newer file of the same name is a newer version."""
     with running(rig, **shelves, rescan_seconds=60) as source:
@@ -115,20 +131,20 @@ def test_files_are_moved_while_the_source_runs(rig: Rig, shelves: dict[str, Any]
         rig.until(lambda: rig.engine.withheld)
         assert rig.tree() == {"a": "1"}
         rig.engine.release()
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
         rig.write("a", "22")
-        rig.until(lambda: rig.texts() == {"a": "22"} and rig.tree() == {})
+        rig.until(lambda: rig.texts() == {"a": "22"} and is_empty(rig))
         rig.write("b", "bad")
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
         rig.write("b", "bad again")
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
         assert held(shelves["done"]) == {"a": "1", "a.1": "22"}
         failed = held(shelves["failed"])
         assert (failed["b"], failed["b.1"]) == ("bad", "bad again")
         assert {"b", "b.reason.json", "b.1", "b.1.reason.json"} == set(failed)
         assert [Op.UPSERT] * 2 == rig.engine.ops("s/a")
+        rig.until(lambda: source.status().files == 0)  # what is away is forgotten
         assert (source.status().unmoved, check(source)) == (0, (True, " "))
-        assert source.status().files == 0  # what is away is forgotten
 
 
 def test_with_failed_alone_good_files_stay_and_their_deletes_count(rig: Rig, shelves: dict[str, Any]) -> None:
@@ -190,7 +206,7 @@ def test_a_file_that_is_put_back_is_tried_again(rig: Rig, shelves: dict[str, Any
     assert {"b.txt", "b.txt.reason.json"} == names(shelves["failed"])
     with rig.running(**shelves):
         (shelves["failed"] / "b.txt").rename(rig.root / "b.txt")
-        rig.until(lambda: rig.texts() == {"b.txt": "bad"} and rig.tree() == {})
+        rig.until(lambda: rig.texts() == {"b.txt": "bad"} and is_empty(rig))
     assert names(shelves["done"]) == {"b.txt"}
 
 
@@ -255,9 +271,33 @@ def test_a_file_that_is_replaced_is_looked_at_again_and_not_moved(
     monkeypatch.setattr(_transfer, "move", late)
     with rig.running(**shelves, rescan_seconds=60):
         rig.write("a", "older")
-        rig.until(lambda: rig.texts() == {"a": "newer"} and rig.tree() == {})
+        rig.until(lambda: rig.texts() == {"a": "newer"} and is_empty(rig))
     assert held(shelves["done"]) == {"a": "newer"}
     assert rig.engine.ops("s/a") == [Op.UPSERT, Op.UPSERT]
+
+
+@pytest.mark.parametrize("where", ["a", "b", "b.reason.json"])
+def test_a_name_that_is_taken_meanwhile_is_not_overwritten(
+    rig: Rig, shelves: dict[str, Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Between the look at the names and the rename somebody takes one: the file has the next number."""
+    moved = _transfer.move
+    shelf = shelves["done" if where == "a" else "failed"]
+
+    def late(origin: _transfer.Place, target: _transfer.Place) -> None:
+        if target.name == where.encode():
+            (shelf / where).write_text("somebody's")
+        moved(origin, target)
+
+    monkeypatch.setattr(_transfer, "move", late)
+    monkeypatch.setattr("ingestd.sources._shelf.move", late)
+    rig.write("a", "good")
+    rig.write("b", "bad")
+    once(rig, **shelves)
+    assert rig.tree() == {}
+    there = {name for name in held(shelf) if name != where}
+    assert there == ({"a.1"} if where == "a" else {"b.1", "b.1.reason.json"})
+    assert held(shelf)[where] == "somebody's"
 
 
 def test_a_file_that_changes_before_it_is_moved_stays(rig: Rig, shelves: dict[str, Any]) -> None:
@@ -288,7 +328,7 @@ def test_hard_links_are_names_like_any_other(rig: Rig, shelves: dict[str, Any]) 
     os.link(rig.root / "a", rig.root / "c")
     os.link(rig.root / "a", outside)
     with rig.running(**shelves, rescan_seconds=0.5):
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
     assert held(shelves["done"]) == {"a": "text", "c": "text"}
     assert outside.read_text() == "text"
 
@@ -349,8 +389,8 @@ def test_files_go_to_another_file_system(rig: Rig, other_system: Path) -> None:
     assert [path for path in rig.root.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("when", ["while it is copied", "before it is taken away"])
-def test_a_file_that_is_replaced_on_its_way_to_another_file_system_stays(
+@pytest.mark.parametrize("when", ["replaced in the copy", "changed in the copy", "replaced after it"])
+def test_a_file_that_changes_on_its_way_to_another_file_system_stays(
     rig: Rig, other_system: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """What was copied of the old one goes, and the new one is read before it is moved."""
@@ -359,22 +399,32 @@ def test_a_file_that_is_replaced_on_its_way_to_another_file_system_stays(
     def replace() -> bool:
         if not replaced:
             replaced.append(True)
-            other = rig.root / ".other"
+            other = rig.root / ("a" if when == "changed in the copy" else ".other")
             other.write_text("newer")
             other.rename(rig.root / "a")
         return True
 
-    if when == "while it is copied":
+    if when != "replaced after it":
         writing = _transfer.write_all
         monkeypatch.setattr(_transfer, "write_all", lambda *what: replace() and writing(*what))
     else:
         taking = _transfer._take_away
         monkeypatch.setattr(_transfer, "_take_away", lambda *what: replace() and taking(*what))
+    given: list[bytes] = []
+    moving = _transfer.move
+
+    def note(origin: _transfer.Place, target: _transfer.Place) -> None:
+        moving(origin, target)
+        given.append(target.name)
+
+    monkeypatch.setattr(_transfer, "move", note)
     with rig.running(done=other_system / "done", rescan_seconds=60):
         rig.write("a", "older")
-        rig.until(lambda: rig.texts() == {"a": "newer"} and rig.tree() == {})
+        rig.until(lambda: rig.texts() == {"a": "newer"} and is_empty(rig))
     assert replaced
     assert held(other_system / "done") == {"a": "newer"}
+    if when == "changed in the copy":
+        assert given.count(b"a") == 1  # half of each is never seen under its name
 
 
 def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
@@ -408,7 +458,7 @@ def test_a_file_that_cannot_be_moved_stays_and_is_said(
         assert len(rig.tree()) == 5
         assert held(other_system / "done") == {}
         make_room()
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
         rig.until(lambda: check(source)[0])
         assert len(rig.engine.events) == 5
     assert names(other_system / "done") == {"0", "1", "2", "3", "4"}
@@ -436,7 +486,7 @@ def test_a_shelf_that_may_not_be_written_is_said_at_the_start(rig: Rig, shelves:
         rig.write("a", "text")
         rig.until(lambda: rig.texts() == {"a": "text"})
         done.unlink()
-        rig.until(lambda: rig.tree() == {}, seconds=30)
+        rig.until(lambda: is_empty(rig), seconds=30)
         rig.until(lambda: check(source)[0])
 
 
@@ -603,11 +653,28 @@ def test_a_replay_finds_the_file_where_it_was_moved_to(rig: Rig, shelves: dict[s
         rig.until(lambda: source.status().scans > scans + 3)
         assert rig.engine.events == []  # the source leaves it to the retry queue
         rig.engine.settle(event)  # type: ignore[arg-type]
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
         assert rig.texts() == {"x/b.txt": "two"}
         assert rig.engine.events == []
     assert held(shelves["done"]) == {"x/b.txt": "two", "x/b.txt.meta.json": '{"n": 2}'}
     assert names(shelves["failed"]) == {"x/b.txt", "x/b.txt.reason.json"}  # the first one
+
+
+def test_a_file_that_is_tried_again_is_not_moved_meanwhile(rig: Rig, shelves: dict[str, Any]) -> None:
+    """It could not be moved, and is replayed where it is; by then it could."""
+    shelves["failed"].write_text("no folder")
+    rig.write("b", "bad")
+    with running(rig, **shelves, rescan_seconds=0.2) as source:
+        rig.until(lambda: source.status().unmoved == 1)
+        event = replay(rig, source, "b")
+        shelves["failed"].unlink()
+        rig.until(lambda: check(source)[0])
+        scans = source.status().scans
+        rig.until(lambda: source.status().scans > scans + 3)
+        assert rig.tree() == {"b": "bad"}
+        rig.engine.settle(event, Verdict.WRITTEN)  # type: ignore[arg-type]
+        rig.until(lambda: is_empty(rig))
+        assert held(shelves["done"]) == {"b": "bad"}
 
 
 def test_what_a_replay_cannot_put_back(rig: Rig, shelves: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,7 +732,7 @@ def test_documents_that_are_not_whole_and_whose_files_are_away_are_named(rig: Ri
         rig.store.doubtful.clear()
         (shelves["done"] / "a").rename(rig.root / "a")
         rig.until(lambda: check(source)[0])
-        rig.until(lambda: rig.tree() == {})
+        rig.until(lambda: is_empty(rig))
 
 
 def test_a_shelf_on_a_read_only_file_system(rig: Rig) -> None:
@@ -683,7 +750,7 @@ def test_a_shelf_on_a_read_only_file_system(rig: Rig) -> None:
             rig.write("a", "text")
             rig.until(lambda: source.status().unmoved == 1)
             subprocess.run(["mount", "-o", "remount,rw", shelf], check=True, capture_output=True)
-            rig.until(lambda: rig.tree() == {}, seconds=40)
+            rig.until(lambda: is_empty(rig), seconds=40)
             rig.until(lambda: check(source)[0])
     finally:
         subprocess.run(["umount", shelf], check=True)
