@@ -298,10 +298,10 @@ def test_a_document_that_is_being_read_is_left_too(store: SqliteStore) -> None:
     daemon = Daemon(store, *many(1), once=False)
     reading, go, extract = threading.Event(), threading.Event(), daemon.stages.extraction.extract
 
-    def hold(content: Content) -> Document:
+    def hold(content: Content, *, hurried: bool = False) -> Document:
         reading.set()
         assert go.wait(DEADLINE)
-        return extract(content)
+        return extract(content, hurried=hurried)
 
     daemon.stages.extraction.extract = hold  # type: ignore[method-assign]
 
