@@ -69,13 +69,15 @@ def forget(
         sinks: By collection.
         feeds: Which configured source feeds which collection: there its documents would come back.
         source: The source's name.
-        shared: The collections that other members write too: there the rows themselves say whose they are.
+        shared: The collections that other members write too: there the rows themselves say whose they are, and
+            everywhere where the state knows nothing of the source.
 
     Raises:
         ConfigError: There is nothing to forget, or one of its collections is not configured.
     """
     known = [collection for name, collection, _documents in store.sources() if name == source]
-    elsewhere = {name: held for name in shared if (held := _rows_of(sinks[name], source))}
+    # Of a source that the state does not know, rows may be anywhere: an audit has named them.
+    elsewhere = {name: held for name in (shared if known else sinks) if (held := _rows_of(sinks[name], source))}
     known = list(dict.fromkeys([*known, *elsewhere]))
     collections = [collection for collection in known if (source, collection) not in feeds]
     if known and not collections:

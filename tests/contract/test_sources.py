@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures.brokers import create_topic, produce
 
 from ingestd.errors import Stopped
-from ingestd.model import Check, DocumentKey, Event, Failure, Op, Outcome, Parked, Seen, Stage, Verdict
+from ingestd.model import Check, DocumentKey, Event, Failure, Op, Outcome, Parked, Seen, Stage, Verdict, Version
 from ingestd.sources import folder, kafka
 
 if TYPE_CHECKING:
@@ -222,3 +222,22 @@ def test_what_is_parked_comes_back_as_the_same_document(make: Callable[[], ports
     assert again.payload is not None
     assert first.payload is not None
     assert again.payload.read() == first.payload.read()
+
+
+def test_what_an_audit_asks_has_an_answer(make: Callable[[], ports.Source]) -> None:
+    """Before the start and after the end: what is there, what it has not come to, and what brings documents again."""
+    source = make()
+    survey = source.survey()
+    intake = Intake(source, settles=True)
+    source.run(intake, once=True)
+    documents = {event.key.document_id: event for event in intake.events}
+    if survey is not None:
+        assert dict(survey) == {document: event.signature for document, event in documents.items()}
+    assert source.behind([*documents, "nobody"], 0) == frozenset()
+    versions = {document: event.version or Version(1, "s") for document, event in documents.items()}
+    again = {one.document_id: one for one in source.again(versions)}
+    assert again.keys() == documents.keys()
+    for document, one in again.items():
+        assert (one.position, one.record) == (documents[document].position, documents[document].record)
+    look = source.look()
+    assert source.behind(list(documents), look) == (set() if survey is None else documents.keys())

@@ -172,6 +172,17 @@ def test_rows_that_no_version_has_are_deleted_by_key(ground: Ground) -> None:
     assert all(ground.is_sound(document) for document in ("a", "gone", "nobody"))
 
 
+def test_rows_that_name_another_daemons_source_are_left(ground: Ground) -> None:
+    """Of a document that nobody here knows: two daemons may write one collection. There is a way to delete them."""
+    row = ground.sink.rows[TWO]
+    ground.sink.rows[FOREIGN] = replace(row, id=FOREIGN, document_id="theirs", source="theirs")
+    ground.sink.rows["e" * 32] = replace(row, id="e" * 32, source="theirs")
+    answer = ground.mend("a", "theirs")
+    assert (answer["a"].done, answer["theirs"].done) == (Done.DELETED, Done.LEFT)
+    assert answer["theirs"].why.endswith("ingestd forget --source theirs deletes them")
+    assert set(ground.sink.rows) == {ONE, TWO, THREE, FOREIGN}
+
+
 def test_the_ledger_says_ahead_what_is_deleted(ground: Ground) -> None:
     """Killed in between, or with Milvus away, the rows are in doubt and not forgotten; the lane is free again."""
     ground.sink.rows[FOREIGN] = replace(ground.sink.rows[TWO], id=FOREIGN)

@@ -37,7 +37,7 @@ def test_documents_come_once_each_with_all_their_rows(scratch: Scratch) -> None:
 def test_suspects_can_be_changed_while_they_are_gone_through(scratch: Scratch) -> None:
     """Every one is seen once, with the mark that it had."""
     scratch.suspect({name: name.encode() for name in NAMES})
-    seen = []
+    seen: list[tuple[str, bytes]] = []
     for page in scratch.suspects():
         seen += page.items()
         scratch.clear(list(page)[::2])

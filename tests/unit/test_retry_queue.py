@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from ingestd.model import Event
+    from ingestd.model import DeadLetter, Event, Parked
     from ingestd.store.sqlite import SqliteStore
 
 DEADLINE = 20.0
@@ -373,6 +373,28 @@ def test_a_state_that_takes_nothing_leaves_what_is_to_be_withdrawn(
     assert (bench.tally.totals(), waiting(bench)) == (Totals(accepted=1, retrying=1), {"topic/0@1"})
     bench.queue.withdraw("cms", {"lost"})
     assert (bench.tally.totals(), waiting(bench)) == (Totals(), set())
+
+
+def test_why_an_event_waits_on_is_said_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is asked for twice a second: it is said when it begins to wait, when the reason changes, and anew later."""
+    bench.park(upsert("a", "x", 1))
+    reasons = iter(["away", "away", "still away", None, "away"])
+    revive = bench.source.revive
+
+    def ask(parked: Parked | DeadLetter) -> Event | None:
+        reason = next(reasons)
+        if reason is not None:
+            raise UnavailableError("kafka:cms", reason)
+        return revive(parked)
+
+    bench.source.revive = ask  # type: ignore[method-assign]
+    for _turn in range(4):
+        bench.queue._revive()
+    (event,) = bench.taken()
+    bench.settle(Outcome(replace(event, attempt=2), Verdict.RETRYING, failure=FAILURE, wait=0.0))
+    bench.queue._revive()
+    said = [line.partition("error=")[2].split("\x1b")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [line.strip("'") for line in said if line] == ["away", "still away", "away"]
 
 
 def test_hastened_events_come_back_at_once(bench: Bench) -> None:

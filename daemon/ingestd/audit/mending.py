@@ -78,6 +78,8 @@ class _State:
     alone: bool
     file: bool
     """Whether its file differs."""
+    stranger: str = ""
+    """The source that its rows name, where nobody here knows the document and that source feeds nothing here."""
 
     @property
     def is_there(self) -> bool:
@@ -181,7 +183,8 @@ class Mender:
             source = entry.source if entry is not None else ("" if there is None else there.source)
             alone = self._feeds.alone(source) or document in files
             wrong = faults(entry, there, alone=alone)
-            states[document] = _State(entry, there, wrong, alone, document in files)
+            stranger = source if entry is None and source not in self._feeds.sources else ""
+            states[document] = _State(entry, there, wrong, alone, document in files, stranger)
         return states
 
     def _again(self, states: Mapping[str, _State]) -> tuple[dict[str, _Way], frozenset[str]]:
@@ -220,6 +223,9 @@ class Mender:
                 if state.alone:
                     entry = state.entry or self._nothing(document, way.source)
                     entries.append(corrected(entry, state.held, state.faults))
+                continue
+            if state.stranger:
+                done[document] = Mended(Done.LEFT, _why_strange(state.stranger))
                 continue
             done[document] = Mended(Done.LEFT, why) if state.needs_source else Mended(Done.DELETED)
             if state.alone:
@@ -276,6 +282,14 @@ class Mender:
             left = corrected(entry, state.held, state.faults)
             settled.append(replace(left, doubtful=frozenset() if entry.deleted else left.doubtful - found))
         self._store.write_ahead(settled)
+
+
+def _why_strange(source: str) -> str:
+    """Return why rows that this daemon knows nothing of are not deleted, and how to do it."""
+    return (
+        f"its rows are of {source!r}, which does not feed this collection: another daemon may have written them; "
+        f"ingestd forget --source {source} deletes them"
+    )
 
 
 def _why_gone(state: _State) -> str:
