@@ -287,8 +287,8 @@ class Mender:
 def _why_strange(source: str) -> str:
     """Return why rows that this daemon knows nothing of are not deleted, and how to do it."""
     return (
-        f"its rows are of {source!r}, which does not feed this collection, so that another daemon may have written "
-        f"them; ingestd forget --source {source} deletes them"
+        f"its rows are of {source!r}, which does not feed this collection: another daemon may have written them; "
+        f"ingestd forget --source {source} deletes them"
     )
 
 
