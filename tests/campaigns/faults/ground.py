@@ -256,7 +256,8 @@ class Ground:
         Reads Milvus as it is: for scenes whose Milvus outlives the daemon.
         """
         gone = self.documents.uncovered(self.rows())
-        assert not gone, f"missing while they are replaced: {gone[:20]}"
+        if gone:
+            raise UnequalError("missing while they are replaced", Differences(missing=gone))
 
     def letters(self) -> list[dict[str, Any]]:
         """Return all dead letters."""

@@ -48,8 +48,6 @@ REACHED = 90.0
 GROUPS = {
     "reading": ("read", "extracted", "chunked", "embedded"),
     "writing": (
-        "ahead-before-commit",
-        "ahead-after-commit",
         "upsert-before",
         "upsert-sent",
         "upsert-applied",
@@ -57,9 +55,17 @@ GROUPS = {
         "upsert-after",
     ),
     "deleting": ("delete-before", "delete-after"),
-    "settling": ("settle-before-commit", "settle-after-commit", "offset-before-commit", "letter-written"),
+    "settling": (
+        "ahead-before-commit",
+        "ahead-after-commit",
+        "settle-before-commit",
+        "settle-after-commit",
+        "offset-before-commit",
+        "letter-written",
+    ),
 }
-"""The named points, by scene."""
+"""The named points, by scene. All commits of the state are among the last: without what they store, the others are still
+passed (``TEETH``)."""
 PLACES = ("server", "own")
 """A Milvus that outlives the daemon, and the daemon's own."""
 START_UP, LOADING = 4.0, 20.0
