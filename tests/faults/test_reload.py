@@ -53,6 +53,8 @@ def test_a_new_configuration_takes_over_in_the_same_process(workplace: Workplace
         assert began == _process(daemon)
         assert any('"level": "debug"' in line for line in daemon.log.splitlines())
         assert (1, 0) == (_count(daemon, "applied"), _count(daemon, "refused"))
+        free = _not_holding(daemon)
+        assert len(free) == 1, free  # the thread that takes them
         daemon.until_ready()
         assert daemon.stop() == 0
     assert {"inbox/one.txt", "second/two.txt"} == workplace.documents()
@@ -153,8 +155,6 @@ def test_ten_reloads_leave_nothing_behind(workplace: Workplace) -> None:
         assert _belongings(workplace, daemon) == before
         daemon.until(lambda: _descriptors(daemon) <= descriptors, f"it has what it had: {descriptors}")
         assert psutil.Process(daemon.pid).num_threads() <= threads + SPARE_THREADS
-        free = _not_holding(daemon)
-        assert len(free) == 1, free  # the thread that takes them
         assert daemon.stop() == 0
     workplace.until_gone()
 
@@ -252,22 +252,19 @@ def test_wishes_at_the_same_time_are_one(workplace: Workplace) -> None:
 
 
 def test_what_was_changed_meanwhile_is_looked_at_before_it_takes_over(workplace: Workplace) -> None:
-    """A bad configuration that comes, with its SIGHUP, while a good one is looked at is refused all the same."""
-    with workplace.daemon() as daemon:
+    """A good configuration has been read, and a broker that it names is asked; then a bad one comes with a SIGHUP."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, workplace.daemon() as daemon:
+        silent.settimeout(60)
         daemon.until_ready()
+        Place(workplace, f"127.0.0.1:{silent.getsockname()[1]}", partitions=0)
         daemon.reload()
-        daemon.until_said(READING)
-        daemon.until(lambda: _looking(daemon), "it is being looked at")
-        workplace.configure("log.level", "chatty")
-        daemon.reload()
-        assert "log.level" in daemon.until_said(REFUSED)["faults"][0]
-        daemon.until(lambda: len(daemon.said(READING)) == 2, "the second one is looked at")
+        asked, _address = silent.accept()
+        with asked:
+            workplace.configure("log.level", "chatty")
+            daemon.reload()
+            assert "log.level" in daemon.until_said(REFUSED)["faults"][0]
         assert not daemon.said(ACCEPTED)
-
-
-def _looking(daemon: Daemon) -> bool:
-    """Return whether the process that looks at the configuration is there."""
-    return any(b"new-configuration" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _children(daemon))
+        assert 2 == len(daemon.said(READING))
 
 
 def test_a_start_that_cannot_end_is_left_for_a_new_configuration(workplace: Workplace, lite_server: LiteServer) -> None:
