@@ -64,8 +64,8 @@ GROUPS = {
         "letter-written",
     ),
 }
-"""The named points, by scene. All commits of the state are among the last: without what they store, the others are still
-passed (``TEETH``)."""
+"""The named points, by scene. All commits of the state are among the last: without what they store, the others are
+still passed (``TEETH``)."""
 PLACES = ("server", "own")
 """A Milvus that outlives the daemon, and the daemon's own."""
 START_UP, LOADING = 4.0, 20.0
