@@ -4,8 +4,8 @@ The ledger is bound to a collection by the random id in the collection's propert
 its own loss: it is rebuilt from the collection's rows, whose keys say what was embedded, so that nothing is embedded
 twice. After an unclean end, on a new boot, or when the collection has another number of rows than the ledger knows
 (Milvus Lite acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is
-relied on. Rows that are then left over are known to nobody: the ledger is an older one, or lacks what it said last, and
-is rebuilt like one that was lost. They would stay for ever.
+relied on. Rows that are then left over are known to nobody, and are said: ``audit`` finds and mends them. To adopt them
+was turned down: a delete that a power cut undid would come back as a document.
 """
 
 from __future__ import annotations
@@ -72,8 +72,13 @@ def reconcile(
         entries = _entries(sink, beat)
         strangers = _strangers(ledger, entries)
         if strangers:
-            log.warning("rows that the ledger does not know", collection=collection, rows=strangers)
-            return _rebuild(ledger, sink, identity, entries)
+            # Not adopted: they may be rows whose delete a power cut undid, or another member's. The ledger is right.
+            log.warning(
+                "rows that the ledger does not know",
+                collection=collection,
+                rows=strangers,
+                cure="ingestd audit says which; ingestd audit --repair mends them",
+            )
     return Reconciled(missing=missing)
 
 

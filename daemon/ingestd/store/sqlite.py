@@ -178,7 +178,8 @@ class SqliteStore:
             self._readers.close()
             if self._writer is not None:
                 self._writer.stop()
-                seal(self._path)
+                if clean:  # or else the next start looks at all of it
+                    seal(self._path)
             if self._lock is not None:
                 self._lock.release()
 
