@@ -252,7 +252,7 @@ class MemorySink:
             raise DocumentError(f"{row.document_id}: field text: too long")
 
     def search(self, field: str, vectors: Vectors, limit: int) -> Sequence[Sequence[Hit]]:
-        """Return the nearest rows by inner product."""
+        """Return the nearest rows: dense ones by the cosine, as collections are by default; sparse by inner product."""
         self._call("search", ())
         return [self._nearest(field, vectors[at], limit) for at in range(len(vectors))]
 
@@ -310,7 +310,8 @@ def _score(stored: object, query: object) -> float:
         weights = dict(zip(stored.indices.tolist(), stored.values.tolist(), strict=True))
         pairs = zip(query.indices.tolist(), query.values.tolist(), strict=True)
         return float(sum(weights.get(index, 0.0) * value for index, value in pairs))
-    return float(np.dot(np.asarray(stored), np.asarray(query)))
+    one, other = np.asarray(stored), np.asarray(query)
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
 class StubEmbedder:

@@ -219,7 +219,7 @@ class Survey(Protocol):
     """
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yield (document, signature) of everything that is there."""
+        """Yield (document, signature) of everything that is there, as far as it can be looked at, before it raises."""
         ...
 
     def owns(self, document: str) -> bool:

@@ -195,6 +195,12 @@ def test_what_documents_hold_cannot_steer_the_terminal(workplace: Workplace) -> 
                 command,
                 said,
             )
+    (workplace.inbox / good).rename(workplace.root / "away")
+    said = workplace.ask("audit").out
+    assert "good\\x1b]0;owned" in said
+    assert not any(unicodedata.category(sign) in {"Cc", "Cf"} for sign in said.replace("\n", ""))
+    assert workplace.ask("audit", "--json").json["differences"][0]["document_id"] == f"inbox/{good}"
+    (workplace.root / "away").rename(workplace.inbox / good)
     assert workplace.ask("dead-letters", "list").out.count("\n") == 2
     assert "\\u202e a turn" in workplace.ask("search", "articles", "A text with a turn").out
     assert workplace.ask("search", "articles", "A text with a turn", "--json").json[0]["document_id"] == f"inbox/{good}"

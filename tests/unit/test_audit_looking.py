@@ -44,6 +44,8 @@ class Folder:
         self.name = name
         self.files: dict[str, tuple[str, str | Exception]] = {}
         self.away = self.moved = False
+        self.closed: set[str] = set()
+        """Documents that cannot be looked at."""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield what is there."""
@@ -56,7 +58,7 @@ class Folder:
 
     def signature(self, document: str) -> str | None:
         """Return it."""
-        self._look()
+        self._look(document)
         return self.files[document][0] if document in self.files else None
 
     def leaves(self, verdict: Verdict | None) -> bool:
@@ -71,8 +73,8 @@ class Folder:
             raise content
         return Content(content.encode(), document).digest() if content else None
 
-    def _look(self) -> None:
-        if self.away:
+    def _look(self, document: str = "") -> None:
+        if self.away or document in self.closed:
             raise UnavailableError("source:cms", "the folder is gone")
 
 
@@ -406,6 +408,15 @@ def test_a_folder_that_cannot_be_looked_at_says_nothing_of_its_files(ground: Gro
     counts, found = ground.audit()
     assert counts.unknown == {"cms": "the folder is gone"}
     assert found == {(Kind.MISSING, "a", TWO)}
+
+
+def test_a_file_that_cannot_be_looked_at_says_nothing_of_others(ground: Ground, folder: Folder) -> None:
+    """One that is below a directory that may not be read: it is not gone, and what others say counts."""
+    folder.closed = {"a"}
+    folder.files["b"] = ("2", "edited")
+    counts, found = ground.audit()
+    assert counts.unknown == {"cms": "the folder is gone"}
+    assert found == {(Kind.STALE, "b", "")}
 
 
 def test_files_that_the_daemon_has_not_come_to_are_waited_for(ground: Ground, folder: Folder) -> None:

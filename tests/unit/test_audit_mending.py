@@ -278,6 +278,7 @@ def test_a_document_is_looked_at_again_while_its_lane_is_held(ground: Ground) ->
     [
         (Version(7, EXPLICIT), "version 7 is its producer's own and does not say which record it was"),
         (Version(7, "topic/0"), "the record of version 7 (topic/0) is not in its topic any more"),
+        (Version(7, "cms"), "its file is neither in the folder nor where files are moved to"),
     ],
 )
 def test_what_nothing_brings_again_is_left_with_the_reason(ground: Ground, version: Version, why: str) -> None:
@@ -286,7 +287,8 @@ def test_what_nothing_brings_again_is_left_with_the_reason(ground: Ground, versi
     one, two = chunk_ids("b", ["one", "two"])
     ground.sink.rows[FOREIGN] = replace(ground.sink.rows[one], id=FOREIGN)
     del ground.sink.rows[two]
-    assert ground.mend("b") == {"b": Mended(Done.LEFT, f"{why}; produce the document again")}
+    cure = "put it back" if version.domain == "cms" else "produce the document again"
+    assert ground.mend("b") == {"b": Mended(Done.LEFT, f"{why}; {cure}")}
     assert {one} == set(ground.entry("b").present)
     assert {two} == ground.entry("b").doubtful
     assert FOREIGN not in ground.sink.rows

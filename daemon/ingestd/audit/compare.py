@@ -127,7 +127,10 @@ def _by_ledger(entry: Entry | None, held: Held | None) -> Iterator[Fault]:
     details: Mapping[ChunkId, Detail] = held.details if held is not None else {}
     made: Mapping[ChunkId, Version] = held.made if held is not None else {}
     if entry is None or entry.deleted:
-        why = "the ledger knows no such document" if entry is None else f"{_said(entry.version)} deleted the document"
+        why = "the ledger knows no such document"
+        if entry is not None:
+            begun = entry.version.number == BEFORE_ALL
+            why = "its first version was not finished" if begun else f"{_said(entry.version)} deleted the document"
         for at, detail in details.items():
             yield Fault(Kind.ORPHAN, at, f"{_place(detail, made[at])}; {why}")
         return

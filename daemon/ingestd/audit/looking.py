@@ -153,10 +153,14 @@ class Looker:
         for source in sorted(self.feeds.sources):
             yield from _pages(document for document, _whole in self._past.documents(source, self.collection))
         for source, survey in self._surveys.items():
-            try:
-                yield from _pages(document for document, _signature in survey)
-            except UnavailableError as error:
-                self.unknown[source] = str(error)
+            yield from _pages(self._surveyed(source, survey))
+
+    def _surveyed(self, source: str, survey: Survey) -> Iterator[str]:
+        try:
+            for document, _signature in survey:
+                yield document
+        except UnavailableError as error:
+            self.unknown[source] = str(error)
 
     def looks(self, documents: Iterable[Weighed]) -> Iterator[dict[str, Look]]:
         """Look at many documents, a batch at a time."""
@@ -218,7 +222,7 @@ class Looker:
         for source, survey in self._surveys.items():
             documents = [document for document in entries if survey.owns(document)]
             seens = self._past.seen_of(source, self.collection, documents)
-            for document in documents if source not in self.unknown else ():
+            for document in documents:
                 try:
                     fault = fault_of(
                         survey,
@@ -229,8 +233,8 @@ class Looker:
                         failed=document in letters,
                     )
                 except UnavailableError as error:
-                    self.unknown[source] = str(error)
-                    break
+                    self.unknown.setdefault(source, str(error))
+                    continue
                 if fault is not None:
                     found[document] = fault
         return found

@@ -298,6 +298,8 @@ def _why_gone(state: _State) -> str:
     cure = "produce the document again"
     if version is None:
         return f"nothing says which version the document has; {cure}"
+    if state.entry is not None and version.domain == state.entry.source:
+        return "its file is neither in the folder nor where files are moved to; put it back"
     if version.domain == EXPLICIT:
         return f"version {version.number} is its producer's own and does not say which record it was; {cure}"
     return f"the record of version {version.number} ({version.domain}) is not in its topic any more; {cure}"

@@ -203,7 +203,7 @@ def _detail(found: Difference) -> str:
 
 def _print(scratch: Scratch, counts: Mapping[str, Counts], limit: int, *, repaired: bool) -> None:
     rows = _rows(scratch, counts, repaired=repaired)
-    for line in table(rows, list(rows[0])):
+    for line in table(rows, list(rows[0])) if rows else ["no collection is configured"]:
         say(line)
     for row in rows:
         for kind in Kind:

@@ -39,12 +39,16 @@ class FolderSurvey:
         self._shelves = shelves
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yield (document, signature) of every file that counts."""
+        """Yield (document, signature) of every file that counts; then raise, if some could not be looked at."""
+        scan = Scan(self._tree)
         try:
-            for path, signature in Scan(self._tree):
+            for path, signature in scan:
                 yield f"{self._name}/{path}", signature
         except RootGoneError as error:
             raise self._unknown(str(error)) from error
+        if scan.unreadable:
+            path, why = min(scan.unreadable.items())
+            raise self._unknown(f"{len(scan.unreadable)} directories cannot be read, {path} among them: {why}")
 
     def owns(self, document: str) -> bool:
         """Return whether a file below the folder can have that id."""

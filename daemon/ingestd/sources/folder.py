@@ -290,11 +290,28 @@ class FolderSource:
         return frozenset(documents) if self._rounds.looked < look else self._rounds.unfinished(documents)
 
     def again(self, versions: Mapping[str, Version]) -> Iterator[Again]:
-        """Yield the documents that files can be of: each is looked at when its turn comes."""
+        """Yield the documents that files can be of: each is looked at when its turn comes.
+
+        A file that was moved to ``done`` is put back into the folder, and goes there again.
+        """
         for document in versions:
             path = path_of(self.name, document)
-            if path is not None:
+            if path is not None and self._is_to_be_had(path, document):
                 yield Again(document, self._rounds.event(document, path, None).position, None)
+
+    def _is_to_be_had(self, path: bytes, document: str) -> bool:
+        """Return whether looking at a document's file will say what the document is."""
+        done = self._rounds.moves.shelves.done
+        if done is None:
+            return True  # that it is gone says it, too
+        try:
+            return self._tree.look(path) is not None or done.put_back(path, document, self._max_bytes)
+        except DocumentError:
+            return False  # larger than a document may be by now
+        except (OSError, RootGoneError) as error:
+            raise UnavailableError(
+                f"source:{self.name}", f"{document} cannot be put back into the folder ({error}): {_CURE_LOOK}"
+            ) from error
 
     def confirm(self) -> int:
         """Let the deletes go on that are held at this moment. A root that is missing cannot be confirmed away."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +64,36 @@ def test_a_survey_of_what_cannot_be_looked_at_says_so(rig: Rig) -> None:
     for look in (lambda: list(survey), lambda: survey.signature("s/a.txt"), lambda: survey.digest("s/a.txt")):
         with pytest.raises(UnavailableError, match=r"sources\.s: .*No such file"):
             look()
+
+
+def test_what_can_be_looked_at_is_told_before_what_cannot(rig: Rig) -> None:
+    """A file below a directory that cannot be read is not gone, and all others are what they are."""
+    rig.write("a.txt", "one")
+    rig.write("closed/b.txt", "two")
+    survey = rig.source().survey()
+    (rig.root / "closed").chmod(0o700 if os.geteuid() == 0 else 0)
+    found: list[str] = []
+    errors: list[str] = []
+
+    def look() -> None:
+        if os.geteuid() == 0:
+            ctypes.CDLL(None).setfsuid(65534)  # of this thread alone; it drops the right to read everything
+        try:
+            for document, _signature in survey:
+                found.append(document)
+        except UnavailableError as error:
+            errors.append(str(error))
+        try:
+            survey.signature("s/closed/b.txt")
+        except UnavailableError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == ["s/a.txt"]
+    assert errors[0].endswith("1 directories cannot be read, closed among them: Permission denied")
+    assert "s/closed/b.txt cannot be looked at" in errors[1]
 
 
 def test_a_look_that_is_asked_for_comes_at_once(rig: Rig) -> None:
@@ -126,3 +158,21 @@ def test_what_brings_a_document_again(rig: Rig) -> None:
     assert revived is not None
     assert revived.payload is not None
     assert revived.payload.read().data == b"one"
+
+
+def test_a_file_that_was_moved_away_is_put_back_to_bring_its_document_again(rig: Rig) -> None:
+    """The one that came last, with its sidecar; what is not there any more, or is too large by now, brings nothing."""
+    done = rig.root.parent / "done"
+    for name in ("a.txt", "a.1.txt", "large.txt", "sub/b.txt"):
+        (done / name).parent.mkdir(parents=True, exist_ok=True)
+        (done / name).write_text(f"{name} " * (100 if name == "large.txt" else 1))
+    (done / "a.1.txt.meta.json").write_text('{"n": 1}')
+    rig.write("here.txt", "here")
+    rig.scope.max_bytes = 50
+    source = rig.source(done=done)
+    names = ["a.txt", "large.txt", "sub/b.txt", "here.txt", "gone.txt"]
+    again = source.again({f"s/{name}": Version(1, "s") for name in names})
+    assert [one.document_id for one in again] == ["s/a.txt", "s/sub/b.txt", "s/here.txt"]
+    there = {"a.txt": "a.1.txt ", "a.txt.meta.json": '{"n": 1}', "sub/b.txt": "sub/b.txt ", "here.txt": "here"}
+    assert rig.tree() == there
+    assert {path.name for path in done.rglob("*") if path.is_file()} == {"a.txt", "large.txt"}
