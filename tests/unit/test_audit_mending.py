@@ -42,7 +42,7 @@ from ingestd.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ingestd.model import ChunkId, Entry, Event
@@ -200,6 +200,44 @@ def test_the_ledger_says_ahead_what_is_deleted(ground: Ground) -> None:
     assert ground.mend("a")["a"].done is Done.SENT
     ground.bring_back()
     assert ground.is_sound("a")
+
+
+def test_a_record_that_is_old_by_now_is_never_the_newer_version(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its record is fetched the document is written anew: what was fetched is not what it is any more."""
+    ground.sink.delete([TWO])
+    fetch = ground.source.again
+
+    def amid(versions: Mapping[str, Version]) -> list[Again]:
+        monkeypatch.undo()
+        fetched = list(fetch(versions))
+        ground.write(upsert("a", "one\ntwo\nfour", 9))  # keeps the row that it believes to be there
+        return fetched
+
+    monkeypatch.setattr(ground.source, "again", amid)
+    assert ground.mend("a") == {"a": Mended(Done.BUSY)}
+    assert not ground.store.parked()
+    assert ground.mend("a") == {"a": Mended(Done.SENT)}
+    (parked,) = ground.store.parked()
+    assert (parked.version, ground.store.whole(parked).position) == (ground.entry("a").version, "topic/0@9")
+
+
+def test_a_document_that_was_sound_when_its_sources_were_asked_is_left_to_the_next_time(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody was asked for its record: that says nothing of whether it is there."""
+    ground.write(upsert("b", "five", 2))
+    ground.sink.delete([ONE])
+    fetch = ground.source.again
+
+    def amid(versions: Mapping[str, Version]) -> list[Again]:
+        monkeypatch.undo()
+        ground.sink.delete(chunk_ids("b", ["five"]))
+        return list(fetch(versions))
+
+    monkeypatch.setattr(ground.source, "again", amid)
+    assert ground.mend("a", "b") == {"a": Mended(Done.SENT), "b": Mended(Done.BUSY)}
 
 
 def test_what_has_to_be_written_comes_again_through_the_pipeline(ground: Ground) -> None:

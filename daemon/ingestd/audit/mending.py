@@ -107,6 +107,11 @@ class _State:
             return None  # rows that an edit left alone say an older version than the document has
         return latest_of(self.held)
 
+    @property
+    def wanted(self) -> Version:
+        """What its source is asked for."""
+        return self.version or Version(BEFORE_ALL, "")
+
 
 class _Way(NamedTuple):
     """How a document is brought again."""
@@ -161,13 +166,13 @@ class Mender:
             UnavailableError: Milvus, the state or a source does not answer; to do it again is harmless.
         """
         # Before the lanes are held: brokers may take seconds.
-        ways, later = self._again(self._states(documents, files))
+        ways, asked = self._again(self._states(documents, files))
         keys = [DocumentKey(self._sink.collection, document) for document in documents]
         lanes = self._lanes.hold(keys)
         try:
             parked = self._store.parked_of(self._sink.collection, documents)
-            free = [key.document_id for key in keys if key in lanes and key.document_id not in parked | later]
-            found = self._put_right(self._states(free, files), ways)
+            free = [key.document_id for key in keys if key in lanes and key.document_id not in parked]
+            found = self._put_right(self._states(free, files), ways, asked)
         finally:
             self._lanes.let_go(lanes)
         log.info("an audit has documents mended", collection=self._sink.collection, documents=len(found))
@@ -187,13 +192,14 @@ class Mender:
             states[document] = _State(entry, there, wrong, alone, document in files, stranger)
         return states
 
-    def _again(self, states: Mapping[str, _State]) -> tuple[dict[str, _Way], frozenset[str]]:
-        """Return what brings documents again, as far as their sources can, and which were not asked for this time."""
+    def _again(self, states: Mapping[str, _State]) -> tuple[dict[str, _Way], dict[str, Version]]:
+        """Return what brings documents again, as far as sources can, and the versions that they were asked for."""
         found: dict[str, _Way] = {}
+        asked: dict[str, Version] = {}
         later: set[str] = set()
         for name, source in self._sources.items():
             wanted = {
-                document: state.version or Version(BEFORE_ALL, "")
+                document: state.wanted
                 for document, state in states.items()
                 if state.needs_source and (state.entry is None or state.entry.source == name)
             }
@@ -201,12 +207,15 @@ class Mender:
             for again in source.again(wanted) if wanted else ():
                 found[again.document_id] = _Way(name, again)
                 size += 0 if again.record is None else again.record.size
-                if size > BYTES:
+                if size > BYTES:  # the others another time
                     later |= wanted.keys()
                     break
-        return found, frozenset(later - found.keys())
+            asked |= wanted
+        return found, {document: asked[document] for document in asked.keys() - (later - found.keys())}
 
-    def _put_right(self, states: Mapping[str, _State], ways: Mapping[str, _Way]) -> dict[str, Mended]:
+    def _put_right(
+        self, states: Mapping[str, _State], ways: Mapping[str, _Way], asked: Mapping[str, Version]
+    ) -> dict[str, Mended]:
         done: dict[str, Mended] = {}
         entries: list[Entry] = []
         parked: list[Parked] = []
@@ -215,6 +224,10 @@ class Mender:
             way = ways.get(document)
             if not state.faults and not state.file:
                 done[document] = Mended(Done.SOUND)
+                continue
+            if state.needs_source and asked.get(document) != state.wanted:
+                # Not asked for, or it was written meanwhile: what was fetched is a version that it no longer has.
+                done[document] = Mended(Done.BUSY)
                 continue
             why = _why_gone(state) if way is None else self._refused(state, way.again)
             if state.needs_source and way is not None and not why:
