@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +33,7 @@ BEFORE_ALL = -(2**63)
 """A version's number that every other one comes after: 0 is an offset."""
 EXPLICIT = "explicit"
 """The domain of the versions that producers give their documents themselves."""
+_CHUNK_ID = re.compile("[0-9a-f]{32}")
 CHUNK_ID_SCHEME = 1
 """Goes into every chunk's key. A change of the scheme re-embeds everything: raise it knowingly."""
 
@@ -680,6 +682,11 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 def canonical_json(value: object) -> bytes:
     """Return one and the same UTF-8 text for equal values: sorted keys, no spaces, surrogates escaped."""
     return _CANONICAL.encode(value).encode("ascii")
+
+
+def is_chunk_id(key: str) -> bool:
+    """Return whether a row's key can be a chunk's. Rows that others inserted have any: no entry can hold those."""
+    return _CHUNK_ID.fullmatch(key) is not None
 
 
 def chunk_ids(document_id: str, texts: Iterable[str]) -> list[ChunkId]:

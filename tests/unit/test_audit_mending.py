@@ -163,6 +163,8 @@ def test_rows_that_no_version_has_are_deleted_by_key(ground: Ground) -> None:
         four: late,
         FOREIGN: replace(late, id=FOREIGN, document_id="a"),
         "e" * 32: replace(late, id="e" * 32, document_id="nobody"),
+        "not ours": replace(late, id="not ours", document_id="a"),
+        FOREIGN.upper(): replace(late, id=FOREIGN.upper(), document_id="gone"),
     }
     entries = ground.entry("a"), ground.entry("gone")
     assert ground.mend("a", "gone", "nobody") == dict.fromkeys(["a", "gone", "nobody"], Mended(Done.DELETED))

@@ -159,3 +159,14 @@ def test_a_rebuilt_ledger_knows_versions_of_the_producers_own(sink: MemorySink, 
     with open_store(tmp_path / "state") as store:
         assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(rebuilt=1)
         assert entry(store, "a").version == Version(7, EXPLICIT)
+
+
+def test_a_row_that_somebody_inserted_does_not_end_the_start(sink: MemorySink, tmp_path: Path) -> None:
+    """By its key it is none of ours, and no entry can hold it: the ledger is rebuilt without it."""
+    with open_store(tmp_path / "lost") as lost:
+        Assembly(lost, sink).run(upsert("a", "one\ntwo", 1))
+    row = next(iter(sink.rows.values()))
+    sink.rows |= {key: replace(row, id=key) for key in ("foo", row.id.upper())}
+    with open_store(tmp_path / "state") as store:
+        assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(rebuilt=1)
+        assert len(entry(store, "a").present) == 2

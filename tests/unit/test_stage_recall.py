@@ -443,6 +443,18 @@ def test_rows_that_are_not_what_their_keys_say_are_in_doubt() -> None:
     assert entry_of(upsert("a", "x", 6), found) == Entry(KEY, "cms", version, "", "", {good: DIGEST}, doubtful=spoilt)
 
 
+def test_rows_with_keys_of_others_are_in_no_entry() -> None:
+    """Somebody inserted them: the ledger has no room for them, and an audit deletes them."""
+    ours, version = "a" * 32, Version(7, "cms")
+    rows = dict.fromkeys((ours, "foo", "B" * 32), b"\0" * 16)
+    found = entry_of(upsert("a", "one", 9), Held(rows, frozenset({version}), "cms", made=dict.fromkeys(rows, version)))
+    assert found is not None
+    assert (list(found.present), found.doubtful) == ([ours], frozenset())
+    grave = entry_of(upsert("a", "one", 9), Held(rows, frozenset({version}), "cms", version))
+    assert grave is not None
+    assert (grave.deleted, grave.doubtful) == (True, frozenset({ours}))
+
+
 def test_what_milvus_does_not_know_is_not_known() -> None:
     """No entry at all: there is nothing to hold the event against."""
     assert entry_of(upsert("a", "x", 6), None) is None

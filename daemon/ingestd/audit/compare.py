@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from ingestd.engine.reconcile import UNKNOWN_DIGEST
-from ingestd.model import BEFORE_ALL, EXPLICIT, Version
+from ingestd.model import BEFORE_ALL, EXPLICIT, Version, is_chunk_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -109,7 +109,7 @@ def corrected(entry: Entry, held: Held | None, found: list[Fault]) -> Entry:
     """
     wrong = {fault.chunk_id for fault in found}
     present = {at: digest for at, digest in entry.present.items() if at not in wrong}
-    rows = held.rows.keys() if held is not None else frozenset[str]()
+    rows = frozenset(filter(is_chunk_id, held.rows)) if held is not None else frozenset[str]()
     doubtful = (entry.present.keys() | entry.doubtful | rows) - present.keys()
     return replace(entry, present=present, doubtful=frozenset(doubtful))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import structlog
 
 from ingestd.audit.compare import corrected, faults, latest_of, strays, trusted
-from ingestd.model import BEFORE_ALL, EXPLICIT, DocumentKey, Entry, Failure, Op, Parked, Stage, Version
+from ingestd.model import BEFORE_ALL, EXPLICIT, DocumentKey, Entry, Failure, Op, Parked, Stage, Version, is_chunk_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -287,7 +287,11 @@ class Mender:
         known = [(state.entry, state, rows[document]) for document, state in states.items() if state.entry is not None]
         ids = sorted({chunk_id for found in rows.values() for chunk_id in found})
         if ids:
-            ahead = [replace(entry, doubtful=entry.doubtful | found) for entry, _state, found in known if found]
+            ahead = [
+                replace(entry, doubtful=entry.doubtful | frozenset(filter(is_chunk_id, found)))
+                for entry, _state, found in known
+                if found
+            ]
             self._store.write_ahead(ahead)
             self._sink.delete(ids)
         settled = []

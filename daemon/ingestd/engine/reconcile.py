@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.model import EXPLICIT, DocumentKey, Entry, Version
+from ingestd.model import EXPLICIT, DocumentKey, Entry, Version, is_chunk_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,6 +114,14 @@ def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
     for at, row in enumerate(sink.stored()):
         if at % KEYS == 0:
             beat()
+        if not is_chunk_id(row.id):
+            log.warning(
+                "a row that is none of ours, by its key",
+                collection=sink.collection,
+                document_id=row.document_id,
+                cure="ingestd audit --repair deletes it",
+            )
+            continue
         ids.setdefault(row.document_id, []).append(row.id)
         known = versions.get(row.document_id)
         if known is None or _stands_over(row.version, known):

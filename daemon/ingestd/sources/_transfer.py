@@ -123,7 +123,36 @@ def _link(origin: Place, target: Place) -> None:
     )
     with suppress(OSError):
         os.fsync(target.directory)
-    os.unlink(origin.name, dir_fd=origin.directory)
+    try:
+        _unlink(origin, os.stat(target.name, dir_fd=target.directory, follow_symlinks=False))
+    except ChangedError:
+        pass  # what was meant has its new name, and what has the old one now is another file
+    except OSError:
+        with suppress(OSError):  # or else it would be there under both
+            os.unlink(target.name, dir_fd=target.directory)
+        raise
+
+
+def _unlink(origin: Place, linked: os.stat_result) -> None:
+    """Remove one of two names of a file, unless another file has that by now: it is looked at under a name of its own.
+
+    Raises:
+        ChangedError: It has; it keeps the name.
+    """
+    aside = _aside(origin)
+    if aside is None:
+        if not _are_one(origin, linked):
+            raise ChangedError(f"{os.fsdecode(origin.name)} was replaced")
+        os.unlink(origin.name, dir_fd=origin.directory)
+        return
+    # A rename over nothing: nobody else can know the name.
+    os.rename(origin.name, aside.name, src_dir_fd=origin.directory, dst_dir_fd=aside.directory)
+    if not _are_one(aside, linked):
+        with suppress(FileExistsError):  # an even newer one: the next start finds this one
+            os.link(aside.name, origin.name, src_dir_fd=aside.directory, dst_dir_fd=origin.directory)
+            os.unlink(aside.name, dir_fd=aside.directory)
+        raise ChangedError(f"{os.fsdecode(origin.name)} was replaced")
+    os.unlink(aside.name, dir_fd=aside.directory)
 
 
 def _copy(origin: Place, target: Place, seen: os.stat_result, temporary: bytes, alive: Callable[[], object]) -> None:
@@ -142,8 +171,9 @@ def _copy(origin: Place, target: Place, seen: os.stat_result, temporary: bytes, 
         os.fsync(target.directory)
         _take_away(origin, seen)
     except BaseException:
-        with suppress(OSError):
-            os.unlink(target.name, dir_fd=target.directory)
+        if _is_there(origin):  # or else the copy may be all that there is: NFS answers ENOENT for what it has just done
+            with suppress(OSError):
+                os.unlink(target.name, dir_fd=target.directory)
         raise
 
 
@@ -192,8 +222,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def _take_away(origin: Place, seen: os.stat_result) -> None:
     """Remove a file by its name, unless another one has that by now: it is looked at under a name that nobody uses."""
-    aside = Place(origin.directory, ASIDE + secrets.token_hex(_TOKEN // 2).encode() + b"-" + origin.name)
-    if len(aside.name) > NAME_BYTES:
+    aside = _aside(origin)
+    if aside is None:
         if not _is_same(origin, seen):
             raise ChangedError(f"{os.fsdecode(origin.name)} was replaced")
         os.unlink(origin.name, dir_fd=origin.directory)
@@ -203,11 +233,32 @@ def _take_away(origin: Place, seen: os.stat_result) -> None:
     except FileNotFoundError as error:
         raise ChangedError(f"{os.fsdecode(origin.name)} is gone") from error
     if _is_same(aside, seen):
-        os.unlink(aside.name, dir_fd=aside.directory)
+        with suppress(FileNotFoundError):
+            os.unlink(aside.name, dir_fd=aside.directory)
         return
     with suppress(FileExistsError):  # an even newer one: the next start finds this one
         move(aside, origin)
     raise ChangedError(f"{os.fsdecode(origin.name)} was replaced")
+
+
+def _aside(origin: Place) -> Place | None:
+    """Return a name beside a file's that nobody uses; None: it would be too long."""
+    name = ASIDE + secrets.token_hex(_TOKEN // 2).encode() + b"-" + origin.name
+    return None if len(name) > NAME_BYTES else Place(origin.directory, name)
+
+
+def _is_there(place: Place) -> bool:
+    try:
+        os.stat(place.name, dir_fd=place.directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _are_one(place: Place, other: os.stat_result) -> bool:
+    """Return whether a name is one of a file's."""
+    found = os.stat(place.name, dir_fd=place.directory, follow_symlinks=False)
+    return (found.st_dev, found.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _is_same(place: Place, seen: os.stat_result) -> bool:

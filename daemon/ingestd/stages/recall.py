@@ -27,6 +27,7 @@ from ingestd.model import (
     Stage,
     Verdict,
     Version,
+    is_chunk_id,
 )
 from ingestd.stages._failing import failed
 from ingestd.stages._reading import read
@@ -179,7 +180,7 @@ def entry_of(event: Event, held: Held | None) -> Entry | None:
     grave = held.tombstone
     if grave is not None and (version is None or _is_behind(version, grave)):
         # Rows of a delete that was not finished go with the next event.
-        rows = frozenset(held.rows)
+        rows = frozenset(filter(is_chunk_id, held.rows))
         return Entry(event.key, held.source or event.source, grave, "", "", doubtful=rows, deleted=True)
     if grave is not None and event.version is not None and _is_behind(event.version, grave):
         # What it deleted is gone, and the rows are another domain's, and later: nothing up to it touches those.
@@ -187,9 +188,11 @@ def entry_of(event: Event, held: Held | None) -> Entry | None:
     if version is None:
         return None
     begun = _begun(event, held)
-    doubtful = begun | held.spoilt
-    present = {chunk_id: digest for chunk_id, digest in held.rows.items() if chunk_id not in doubtful}
-    return Entry(event.key, held.source, version, "", "", present=present, doubtful=doubtful, begun=begun)
+    doubtful = frozenset(filter(is_chunk_id, begun | held.spoilt))
+    present = {
+        chunk_id: digest for chunk_id, digest in held.rows.items() if chunk_id not in doubtful and is_chunk_id(chunk_id)
+    }
+    return Entry(event.key, held.source, version, "", "", present=present, doubtful=doubtful, begun=begun & doubtful)
 
 
 def _is_behind(version: Version, other: Version) -> bool:

@@ -357,6 +357,32 @@ def test_without_the_flag_a_link_does_it(rig: Rig, shelves: dict[str, Any]) -> N
     assert {"b", "b.reason.json"} == names(shelves["failed"])
 
 
+@pytest.mark.usefixtures("unknown_flag")
+def test_without_the_flag_a_file_that_comes_meanwhile_keeps_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the link and the unlink a producer renames its next version onto the name: nobody has read that yet."""
+    (tmp_path / "done").mkdir()
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "next").write_text("new")
+    sync = os.fsync
+
+    def amid(descriptor: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "next").rename(tmp_path / "a")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", amid)
+    origin, target = (os.open(path, os.O_RDONLY) for path in (tmp_path, tmp_path / "done"))
+    try:
+        _transfer._link(_transfer.Place(origin, b"a"), _transfer.Place(target, b"a"))
+    finally:
+        os.close(origin)
+        os.close(target)
+    assert held(tmp_path / "done") == {"a": "old"}
+    assert held(tmp_path) == {"a": "new", "done/a": "old"}
+
+
 @pytest.fixture
 def other_system(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system than pytest's."""
@@ -387,6 +413,28 @@ def test_files_go_to_another_file_system(rig: Rig, other_system: Path) -> None:
     assert (found.st_size, found.st_mtime_ns, found.st_mode) == (seen.st_size, seen.st_mtime_ns, seen.st_mode)
     assert names(failed) == {"x/b", "x/b.meta.json", "x/b.reason.json"}
     assert [path for path in rig.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_copy_that_may_be_the_last_of_its_file_stays(
+    tmp_path: Path, other_system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers a removal that it did, and whose answer was lost, with ENOENT: the original is gone."""
+    (tmp_path / "a").write_text("text")
+
+    def gone(origin: _transfer.Place, _seen: os.stat_result) -> None:
+        os.unlink(origin.name, dir_fd=origin.directory)
+        raise _transfer.ChangedError("a is gone")
+
+    monkeypatch.setattr(_transfer, "_take_away", gone)
+    origin, target = (os.open(path, os.O_RDONLY) for path in (tmp_path, other_system))
+    places = _transfer.Place(origin, b"a"), _transfer.Place(target, b"a")
+    try:
+        with pytest.raises(_transfer.ChangedError):
+            _transfer.transfer(*places, (tmp_path / "a").stat(), b"temporary")
+    finally:
+        os.close(origin)
+        os.close(target)
+    assert held(other_system) == {"a": "text"}
 
 
 @pytest.mark.parametrize("when", ["replaced in the copy", "changed in the copy", "replaced after it"])
