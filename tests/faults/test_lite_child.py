@@ -211,6 +211,46 @@ def test_a_parent_that_dies_takes_its_child_along(tmp_path: Path, number: signal
     lite.close()
 
 
+DIES_IN_ITS_FLUSH = textwrap.dedent("""
+    import os, sys
+    from ingestd.milvus.client import import_pymilvus
+    import_pymilvus()
+    from milvus_lite.db import MilvusLite
+    from milvus_lite.storage.wal import WAL
+
+    database = MilvusLite(sys.argv[1])
+    database.get_collection("notes")
+    WAL.close_and_delete = lambda wal: os._exit(9)
+    database.close()
+""")
+
+
+def test_a_kill_between_a_segment_and_its_log_doubles_no_row(tmp_path: Path) -> None:
+    """Lite has written the segment, and not removed the log that it was made of: no row is there twice after it."""
+    lite = Lite(tmp_path / "data", tmp_path / "address.json")
+    lite.start()
+    connection = connected({}, lite)
+    sink = MilvusSink(connection, articles("notes"))
+    sink.prepare()
+    sink.upsert([sample(number) for number in range(5)])
+    assert lite.pid is not None
+    os.kill(lite.pid, signal.SIGKILL)
+    _wait(lambda: not lite.alive)
+    command = [sys.executable, "-c", DIES_IN_ITS_FLUSH, str(tmp_path / "data")]
+    assert subprocess.run(command, check=False).returncode == 9
+    logs, segments = (list((tmp_path / "data").rglob(f"{kind}_*")) for kind in ("wal", "data"))
+    assert logs, "the log is still there"
+    assert segments, "the segment is there"
+    lite.ensure()
+    _wait(lambda: sink.count() >= 0)
+    assert sink.count() == 5
+    assert sorted(row.id for row in sink.stored()) == sorted(sample(number).id for number in range(5))
+    sink.delete([sample(0).id])
+    assert sink.count() == 4
+    connection.close()
+    lite.close()
+
+
 def test_a_folder_in_use_names_its_holder(own_lite: Lite, tmp_path: Path) -> None:
     """Two daemons on one folder: the second one says who has it, and leaves it alone."""
     second = Lite(tmp_path / "lite", tmp_path / "other.json", lock_seconds=0.2)

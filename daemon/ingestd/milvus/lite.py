@@ -1,7 +1,7 @@
 """Milvus Lite as a child of the daemon: a real Milvus protocol on a loopback port, with no server to install.
 
-This module has both ends. ``serve`` is the child: the servicer of ``milvus_lite`` behind a gRPC server of our own.
-``Lite`` is the parent's end, which starts it, writes down where it listens, and starts it again when it died.
+``Lite`` is the parent's end, which starts it, writes down where it listens, and starts it again when it died. The
+child's end is ``lite_child``.
 
 ``milvus-lite server`` was turned down: it listens on every interface, shares a port that is taken already
 (SO_REUSEPORT) with whoever listens there, loses acknowledged rows when several of its threads write one collection
@@ -11,59 +11,32 @@ and it is killed (400 of 10,000 rows were left), and does not close its database
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import logging
 import os
-import shutil
-import signal
 import socket
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psutil
 
 from ingestd.children import Child, ChildDied
 from ingestd.errors import ConfigError, UnavailableError
+from ingestd.milvus.lite_child import GRACE_SECONDS, LOOPBACK, Locked, Serving
 from ingestd.milvus.verdict import DEPENDENCY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    import grpc
-    from milvus_lite.db import MilvusLite
-    from milvus_lite.index.spec import IndexSpec
-    from milvus_lite.storage.segment import Segment
-
-    from ingestd.children import Pipe
-
-GRACE_SECONDS = 10.0
-"""How long a child may go on after the daemon's death, to finish its request and close its database."""
 LOCK_SECONDS = GRACE_SECONDS + 5
 """How long a new child waits for the folder's lock: the last one may still be closing."""
 START_SECONDS = 120.0
 """How long a child may take to answer: an interpreter, the libraries, the write-ahead log of the last run."""
 MEMTABLE_BYTES = 4 << 20
 """Rows that are not in a segment yet are searched one by one: 4 MiB keep that at 85 ms, the default at 2.6 s."""
-LARGEST_MESSAGE = 64 << 20
-"""What a server takes, so that nothing works here that would fail there."""
 LONGEST_PAUSE = 30.0
 """Seconds between two starts, at most, of a Lite that does not come up: it begins with one, and doubles."""
-_LOOPBACK = "127.0.0.1"
-
-
-class _Serving(NamedTuple):
-    """The child's answer: it listens on this port."""
-
-    port: int
-
-
-class _Locked(NamedTuple):
-    """The child's answer: another process has the folder."""
-
-    holder: int | None
 
 
 class Lite:
@@ -204,7 +177,7 @@ class Lite:
         with self._brief:
             self._check_open()
             child = self._child = self._starting = Child(
-                "ingestd.milvus.lite:serve",
+                "ingestd.milvus.lite_child:serve",
                 name="milvus-lite",
                 env={"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES), "GRPC_VERBOSITY": "ERROR"},
                 grace=GRACE_SECONDS,
@@ -218,11 +191,11 @@ class Lite:
         finally:
             with self._brief:
                 self._starting = None
-        if isinstance(answer, _Locked):
+        if isinstance(answer, Locked):
             self._end()
             raise ConfigError(self._locked(answer))
-        assert isinstance(answer, _Serving)  # noqa: S101 - our own child on our own pipe, for the type checker
-        uri = f"http://{_LOOPBACK}:{answer.port}"
+        assert isinstance(answer, Serving)  # noqa: S101 - our own child on our own pipe, for the type checker
+        uri = f"http://{LOOPBACK}:{answer.port}"
         _write(self._address_file, json.dumps({"uri": uri, "pid": child.pid}))
         return uri
 
@@ -234,7 +207,7 @@ class Lite:
         with contextlib.suppress(FileNotFoundError):
             self._address_file.unlink()
 
-    def _locked(self, answer: _Locked) -> str:
+    def _locked(self, answer: Locked) -> str:
         who = f"process {answer.holder} has it open" if answer.holder else "another process has it open"
         return (
             f"milvus.uri: the folder {self._data_dir} is in use: {who} since {self._lock_seconds:g} s or more; "
@@ -259,133 +232,10 @@ def running(address_file: Path) -> str | None:
         }
         if port not in listening:
             return None
-        with socket.create_connection((_LOOPBACK, port), timeout=1.0):
+        with socket.create_connection((LOOPBACK, port), timeout=1.0):
             return uri
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
-
-
-def serve(pipe: Pipe) -> None:
-    """Be the child: open the folder, listen, say where, and close all at the end of the pipe."""
-    # The daemon decides when this ends: a signal to it must not take the database away before the drain.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="milvus-lite: %(levelname)s: %(message)s")
-    message = pipe.recv()
-    assert isinstance(message, tuple)  # noqa: S101 - from our own parent, for the type checker
-    data_dir, lock_seconds = message
-    database = _open(Path(data_dir), lock_seconds)
-    if isinstance(database, _Locked):
-        pipe.send(database)
-        return
-    try:
-        port, stop = _listen(database)
-        try:
-            pipe.send(_Serving(port))
-            while True:
-                pipe.recv()
-        finally:
-            stop()
-    finally:
-        database.close()
-
-
-def _open(data_dir: Path, lock_seconds: float) -> MilvusLite | _Locked:
-    from ingestd.milvus.client import import_pymilvus  # noqa: PLC0415 - the child's work, not the daemon's
-    from ingestd.milvus.lean import keep_pandas_out  # noqa: PLC0415
-
-    import_pymilvus()
-    keep_pandas_out()
-    from milvus_lite.db import MilvusLite  # noqa: PLC0415
-    from milvus_lite.exceptions import DataDirLockedError  # noqa: PLC0415
-    from milvus_lite.storage.segment import Segment  # noqa: PLC0415
-
-    Segment.build_or_load_index = _rebuilt(Segment.build_or_load_index)
-    Segment.build_or_load_scalar_index = _rebuilt(Segment.build_or_load_scalar_index)
-    until = time.monotonic() + lock_seconds
-    while True:
-        try:
-            database = MilvusLite(str(data_dir))
-        except DataDirLockedError:
-            if time.monotonic() >= until:
-                return _Locked(_holder(data_dir / "LOCK"))
-            time.sleep(0.05)
-        else:
-            _sweep(data_dir)
-            return database
-
-
-def _rebuilt(build_or_load: Callable[..., None]) -> Callable[..., None]:
-    """Return the method of a segment, which then builds an index again whose file cannot be read.
-
-    Lite writes these files in place. A kill in the middle leaves one that is cut short, and from then on the whole
-    collection fails to load. The vectors are in the segment, so nothing is lost with the file.
-    """
-
-    @functools.wraps(build_or_load)
-    def rebuilding(segment: Segment, spec: IndexSpec, index_dir: str, *dtype: object) -> None:
-        try:
-            build_or_load(segment, spec, index_dir, *dtype)
-        except Exception:
-            file = Path(segment.index_file_path(index_dir, spec.index_type, spec.field_name, scalar=bool(dtype)))
-            if not file.exists():
-                raise
-            logging.getLogger(__name__).warning("building the index %s again, its file cannot be read", file.name)
-            file.unlink()
-            build_or_load(segment, spec, index_dir, *dtype)
-
-    return rebuilding
-
-
-def _sweep(data_dir: Path) -> None:
-    """Remove folders of collections whose making was cut short: without a schema they only stand in the way."""
-    for pattern in ("collections/*", "databases/*/collections/*"):
-        for folder in data_dir.glob(pattern):
-            if folder.is_dir() and all(file.name == "schema.json.tmp" for file in folder.iterdir()):
-                shutil.rmtree(folder)
-
-
-def _listen(database: MilvusLite) -> tuple[int, Callable[[], None]]:
-    """Serve the database on a loopback port of the kernel's choice; return the port and what stops it."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - the child's work, not the daemon's
-
-    import grpc  # noqa: PLC0415
-    from milvus_lite.adapter.grpc.servicer import MilvusServicer  # noqa: PLC0415
-    from pymilvus.grpc_gen.milvus_pb2_grpc import add_MilvusServiceServicer_to_server  # noqa: PLC0415
-
-    # One: rows that several workers wrote into one collection, and had acknowledged, were gone after a kill.
-    worker = ThreadPoolExecutor(max_workers=1)
-    server: grpc.Server = grpc.server(
-        worker,
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
-            ("grpc.max_send_message_length", -1),
-        ],
-    )
-    add_MilvusServiceServicer_to_server(MilvusServicer(database), server)
-    port = server.add_insecure_port(f"{_LOOPBACK}:0")
-    server.start()
-
-    def stop() -> None:
-        server.stop(grace=GRACE_SECONDS / 2).wait()
-        # A request whose answer nobody waits for any more may still be at work on the database.
-        worker.shutdown(wait=True, cancel_futures=True)
-
-    return port, stop
-
-
-def _holder(lock: Path) -> int | None:
-    """Return the process that has the file locked, as the kernel lists it, or None if it does not say."""
-    try:
-        inode = lock.stat().st_ino
-        for line in Path("/proc/locks").read_text().splitlines():
-            parts = line.split()
-            if "FLOCK" in parts and "->" not in parts and parts[5].rpartition(":")[2] == str(inode):
-                return int(parts[4]) or None
-    except (OSError, ValueError, IndexError):
-        return None
-    return None
 
 
 def _write(path: Path, text: str) -> None:
