@@ -45,6 +45,7 @@ def test_a_start_is_left_at_the_first_signal(number: int) -> None:
     """Whatever the main thread waits for; what it unwinds then is not disturbed by the same signal once more."""
     said = run(f"""
 signals = Signals(reloads=True)
+signals.listen()
 later({number})
 print(left(), signals.stopping)
 send({number})
@@ -57,6 +58,7 @@ def test_a_second_signal_ends_at_once() -> None:
     """Also where the main thread never looks."""
     script = """
 signals = Signals(reloads=True)
+signals.listen()
 signals.hand_over(lambda: None)
 threading.Timer(0.1, send, [signal.SIGINT]).start()
 threading.Timer(1.5, send, [signal.SIGINT]).start()
@@ -71,9 +73,11 @@ def test_a_start_is_left_when_its_time_is_over() -> None:
     """That is no wish to stop; and one that is over in time is not left."""
     said = run("""
 signals = Signals(reloads=False, timeout=0.1)
+signals.listen()
 print(left(), signals.stopping)
 signals.end()
 signals = Signals(reloads=False, timeout=0.1)
+signals.listen()
 signals.hand_over(lambda: None)
 print(left(0.5))
 """)
@@ -84,12 +88,14 @@ def test_a_daemon_that_runs_is_drained() -> None:
     """And one that was asked to go just before it ran."""
     said = run("""
 signals, drained = Signals(reloads=True), threading.Event()
+signals.listen()
 signals.hand_over(drained.set)
 print(drained.is_set())
 send(signal.SIGTERM)
 print(drained.wait(20), signals.stopping)
 signals.end()
 signals, drained = Signals(reloads=True), threading.Event()
+signals.listen()
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
 signals.leave()
 signals.hand_over(drained.set)
@@ -103,6 +109,7 @@ def test_a_hang_up_is_told_to_who_reloads() -> None:
     """Each one, and one that came before anybody was there for it is told then. It stops nothing."""
     said = run("""
 signals, told = Signals(reloads=True), threading.Semaphore(0)
+signals.listen()
 send(signal.SIGHUP)
 while not signals._missed:
     left(0.01)
@@ -118,6 +125,7 @@ def test_where_nothing_is_reloaded_a_hang_up_stops() -> None:
     """As ``run --once`` ends with its terminal."""
     said = run("""
 signals, drained = Signals(reloads=False), threading.Event()
+signals.listen()
 signals.hand_over(drained.set)
 send(signal.SIGHUP)
 print(drained.wait(20), signals.stopping)
@@ -131,8 +139,9 @@ def test_what_is_pending_at_the_start() -> None:
 send(signal.SIGHUP)
 send(signal.SIGTERM)
 told = threading.Event()
+signals = Signals(reloads=True)
 try:
-    signals = Signals(reloads=True)
+    signals.listen()
     left(20) and print("left")
 except Stopped:
     print("left")
@@ -147,6 +156,7 @@ def test_a_hang_up_that_is_ignored_is_left_alone() -> None:
     said = run(
         """
 signals, told = Signals(reloads=True), threading.Event()
+signals.listen()
 signals.on_hangup(told.set)
 send(signal.SIGHUP)
 print(told.wait(0.5), signals.stopping)
@@ -161,6 +171,7 @@ def test_after_the_end_signals_wait() -> None:
     said = run("""
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 signals = Signals(reloads=True)
+signals.listen()
 signals.hand_over(lambda: None)
 signals.end()
 for number in OURS:
@@ -178,6 +189,7 @@ ready, release = threading.Event(), threading.Event()
 threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
 ready.wait()
 signals, drained = Signals(reloads=True), threading.Event()
+signals.listen()
 signals.hand_over(drained.set)
 send(signal.SIGTERM)
 while not drained.is_set():

@@ -57,6 +57,13 @@ def filled(state: Path) -> None:
         store.write_ahead([ENTRY])
 
 
+def rot(path: Path, data: bytes) -> None:
+    """Change a file as a disk does that errs: nothing else tells of it."""
+    kept = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+
+
 def unseal(state: Path) -> None:
     """Take a closed file's digest away: what a test changes in it by hand is not to be found out by that."""
     (state / "ingestd.db.sum").unlink()
@@ -73,6 +80,7 @@ def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
         "ingestd.db": 0o600,
         "ingestd.db-wal": 0o600,
         "ingestd.db-shm": 0o600,
+        "ingestd.db.commits": 0o600,
         "lock": 0o600,
     }
     assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "ingestd.db.sum", "lock"]
@@ -272,7 +280,7 @@ def test_a_byte_that_differs_in_a_closed_file_is_damage(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "state", state)
         damaged = bytearray(sound)
         damaged[place] ^= 1
-        (state / "ingestd.db").write_bytes(damaged)
+        rot(state / "ingestd.db", bytes(damaged))
         with opened(state) as store:
             assert store.rebuilt, f"nobody saw the byte {place}"
             assert store.entries([KEY]) == {}
@@ -281,6 +289,88 @@ def test_a_byte_that_differs_in_a_closed_file_is_damage(tmp_path: Path) -> None:
     with opened(tmp_path / "state") as store:
         assert not store.rebuilt
         assert store.entries([KEY]) == {KEY: ENTRY}
+
+
+def test_a_file_that_somebody_wrote_to_is_looked_at_and_kept(tmp_path: Path) -> None:
+    """By hand, or as a backup that was put back: the digest says nothing of it, and a sound file is no damage."""
+    filled(tmp_path / "state")
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    with closing(sqlite3.connect(tmp_path / "state" / "ingestd.db")) as connection:
+        connection.execute("INSERT INTO meta VALUES ('note', 'by hand')")
+        connection.commit()
+    with opened(tmp_path / "state") as store:
+        assert not store.rebuilt
+        store.write_ahead([replace(ENTRY, content="other")])
+    shutil.copyfile(tmp_path / "backup" / "ingestd.db", tmp_path / "state" / "ingestd.db")
+    with opened(tmp_path / "state") as store:
+        assert not store.rebuilt
+        assert store.entries([KEY]) == {KEY: ENTRY}
+    (tmp_path / "state" / "ingestd.db.sum").write_bytes(b"\0" * 64)  # a power cut before it was on disk
+    with opened(tmp_path / "state") as store:
+        assert not store.rebuilt
+
+
+def killed(tmp_path: Path, changes: int) -> Path:
+    """Return the state of a run that was killed after so many changes, each of them acknowledged."""
+    with opened(tmp_path / "running") as store:
+        store.begin()
+        for number in range(changes):
+            store.write_ahead([replace(ENTRY, content=str(number))])
+        shutil.copytree(tmp_path / "running", tmp_path / "killed")
+    return tmp_path / "killed"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.5, 0.9, 0.999])
+def test_a_log_that_lost_its_end_is_damage(tmp_path: Path, kept: float) -> None:
+    """To SQLite it is a shorter log, and what was acknowledged is gone without a word."""
+    state = killed(tmp_path, 20)
+    log = state / "ingestd.db-wal"
+    os.truncate(log, int(log.stat().st_size * kept))
+    with opened(state) as store:
+        assert store.rebuilt
+    with opened(state) as store:
+        assert not store.rebuilt
+    (kind,) = tmp_path.glob("killed/ingestd.db.corrupt-*.commits")
+    assert kind.exists()
+
+
+def test_a_log_with_a_frame_that_differs_is_damage(tmp_path: Path) -> None:
+    """SQLite believes what is before it, and nothing after."""
+    state = killed(tmp_path, 20)
+    log = state / "ingestd.db-wal"
+    data = bytearray(log.read_bytes())
+    data[len(data) // 2] ^= 1
+    rot(log, bytes(data))
+    with opened(state) as store:
+        assert store.rebuilt
+
+
+@pytest.mark.parametrize("mark", [b"", b"nonsense", b"0" * 20 + b" 00000000\n", None])
+def test_a_log_that_is_ahead_of_its_mark_is_sound(tmp_path: Path, mark: bytes | None) -> None:
+    """The mark is not synced: after a power cut it may be an older one, or none, or none that can be read."""
+    state = killed(tmp_path, 20)
+    if mark is None:
+        (state / "ingestd.db.commits").unlink()
+    else:
+        (state / "ingestd.db.commits").write_bytes(mark)
+    with opened(state) as store:
+        assert not store.rebuilt
+        assert store.entries([KEY])[KEY].content == "19"
+        store.write_ahead([ENTRY])
+    shutil.copytree(tmp_path / "killed", tmp_path / "again")
+    with opened(tmp_path / "again") as store:
+        assert not store.rebuilt
+
+
+def test_a_disk_that_takes_no_mark_stops_nothing(tmp_path: Path) -> None:
+    """A change that is in the log is acknowledged; it is only less guarded."""
+    with opened(tmp_path) as store:
+        (tmp_path / "ingestd.db.commits").mkdir()
+        store.write_ahead([ENTRY])
+        assert store.entries([KEY]) == {KEY: ENTRY}
+    (tmp_path / "ingestd.db.commits").rmdir()
+    with opened(tmp_path) as store:
+        assert not store.rebuilt
 
 
 @pytest.mark.parametrize(

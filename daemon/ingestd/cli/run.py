@@ -56,6 +56,7 @@ def run(image: Image | None, config_file: Path | None, timeout: float | None, *,
     signals = Signals(reloads=not once, timeout=timeout)
     again: Reloads | None = None
     try:
+        signals.listen()
         code, again = _run(image, signals, config_file, timeout, once=once, as_json=as_json)
     except Stopped:
         log.info("stopped while starting")

@@ -51,8 +51,8 @@ def release() -> None:
 class Signals:
     """Takes the signals, from construction to ``end``. Made by the main thread.
 
-    While the daemon starts, the first signal raises Stopped on the main thread; from ``hand_over`` on it asks for a
-    drain. A second one, later than ``ONE_SIGNAL``, ends the process at once.
+    From ``listen`` on, while the daemon starts, the first signal raises Stopped on the main thread; from ``hand_over``
+    on it asks for a drain. A second one, later than ``ONE_SIGNAL``, ends the process at once.
 
     Args:
         reloads: Whether SIGHUP asks for a new configuration. Where not, and where the terminal is gone that the
@@ -88,6 +88,12 @@ class Signals:
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         signal.pthread_sigmask(signal.SIG_BLOCK, {WAKE})  # for the new thread, which waits for it as for the others
         self._thread.start()
+
+    def listen(self) -> None:
+        """Let the main thread be called out of what it does, from now on.
+
+        Not by the constructor: it would be left itself, and nobody would have what takes the signals.
+        """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WAKE})
 
     @property

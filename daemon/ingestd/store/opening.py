@@ -5,18 +5,16 @@ made; a damaged one is set aside, to be looked at, and a new one takes its place
 schema. Repairing a damaged file was turned down: what a repair brings back cannot be told from what it lost, while
 Milvus and the sources know the truth.
 
-SQLite's own check sees a broken structure, and not a byte that differs within a value. So a file that is closed gets a
-digest beside it, and one that has it must have it still. A file that was not closed (the process was killed) has none:
-its indexes are held against its tables, and all that is in it is read once; what its keys say is held against Milvus
-then anyway (``engine.reconcile``). A checksum for each record was turned down: every write would pay for it.
+A file that was closed is held against its seal, and one that was not against its mark (``store.proof``); of the latter
+the indexes are held against the tables, and all that is in it is read once. What its keys say is held against Milvus
+then anyway (``engine.reconcile``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -25,13 +23,13 @@ from ingestd.store import dead_letters, ledger, retries, runs, seens
 from ingestd.store.connections import connect, connect_reader, is_damage, is_outage, verdict_at_start
 from ingestd.store.lock import unusable
 from ingestd.store.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
+from ingestd.store.proof import MARK, break_seal, commits, marked, sealed, side, sync_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DATABASE = "ingestd.db"
 _SIDES = ("-wal", "-shm")
-_SEAL = ".sum"
 _PAGE = 1_000
 
 
@@ -62,7 +60,7 @@ def prepare(path: Path, now: float) -> Path | None:
     """
     try:
         set_aside = _set_aside(path, now) if _is_damaged(path) else None
-        _break_seal(path)
+        break_seal(path)
         if not path.exists():
             _create(path)
         with closing(connect(path)) as connection:
@@ -72,18 +70,6 @@ def prepare(path: Path, now: float) -> Path | None:
     except OSError as error:
         raise ConfigError(unusable(path.parent, error)) from error
     return set_aside
-
-
-def seal(path: Path) -> None:
-    """Leave the digest of a database that was closed beside it, if the disk takes it.
-
-    One whose log could not be emptied gets none: it is checked like one that was not closed.
-    """
-    unfinished = _side(path, f"{_SEAL}.new")
-    with suppress(OSError):
-        if not _side(path, "-wal").exists():
-            unfinished.write_bytes(_digest(path))
-            unfinished.rename(_side(path, _SEAL))
 
 
 def check_readable(path: Path) -> None:
@@ -113,48 +99,44 @@ def check_readable(path: Path) -> None:
 def _is_damaged(path: Path) -> bool:
     if not path.exists():
         # A log without its database is what is left of one: SQLite would replay it into whatever takes its place.
-        return any(_side(path, side).exists() for side in _SIDES)
+        return any(side(path, suffix).exists() for suffix in _SIDES)
     if path.stat().st_size == 0:  # never so by our hand (see _create)
         return True
-    sealed = _side(path, _SEAL).exists() and not _side(path, "-wal").exists()
-    if sealed and _side(path, _SEAL).read_bytes() != _digest(path):
+    known = sealed(path)
+    if known is False:
         return True
+    acknowledged = marked(path)
     try:
         with closing(connect(path)) as connection:
-            (answer,) = connection.execute(f"PRAGMA {'quick' if sealed else 'integrity'}_check(1)").fetchone()
-            return bool(answer != "ok") or not (sealed or _is_legible(connection))
+            (answer,) = connection.execute(f"PRAGMA {'quick' if known else 'integrity'}_check(1)").fetchone()
+            return bool(answer != "ok") or not (known or _is_whole(connection, acknowledged))
     except UnicodeDecodeError:  # SQLite's word on it quotes what it found
         return True
     except sqlite3.Error as error:
-        if is_damage(error):
-            return True
-        raise
+        if is_outage(error):
+            raise
+        return True
 
 
-def _is_legible(connection: sqlite3.Connection) -> bool:
-    """Return whether everything that is in the file can be read: whatever cannot would end each run that comes to it.
+def _is_whole(connection: sqlite3.Connection, acknowledged: int) -> bool:
+    """Return whether all that was acknowledged is there, and can be read: what cannot would end each run that meets it.
+
+    Args:
+        connection: To a file that was not closed, or was changed since.
+        acknowledged: The number of transactions that were (``proof.marked``).
 
     Raises:
         sqlite3.Error: The disk does not answer.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID or version != len(MIGRATIONS):
-        return True  # another program's, or of another version: its columns are others
+    if application != APPLICATION_ID or version > len(MIGRATIONS):
+        return True  # another program's, or a newer version's: its tables are others
     try:
-        runs.last(connection)
-        for (collection,) in connection.execute("SELECT DISTINCT collection FROM entries").fetchall():
-            after, entries = ledger.page(connection, collection, 0, _PAGE)[::-1]
-            while entries:
-                after, entries = ledger.page(connection, collection, after, _PAGE)[::-1]
-        for (source,) in connection.execute("SELECT DISTINCT source FROM seens").fetchall():
-            last, seen = seens.page(connection, source, None, ("", ""), _PAGE)[::-1]
-            while seen:
-                last, seen = seens.page(connection, source, None, last, _PAGE)[::-1]
-        retries.soonest(connection, float("inf"), None)
-        letters = dead_letters.page(connection, 0, _PAGE, data=False)
-        while letters:
-            letters = dead_letters.page(connection, letters[-1].id, _PAGE, data=False)
+        if commits(connection) < acknowledged:
+            return False
+        if version == len(MIGRATIONS):  # an older version's columns are others
+            _read_all(connection)
     except sqlite3.Error as error:
         if is_outage(error):
             raise
@@ -164,26 +146,49 @@ def _is_legible(connection: sqlite3.Connection) -> bool:
     return True
 
 
+def _read_all(connection: sqlite3.Connection) -> None:
+    """Read what the daemon will read, but for the originals of dead letters.
+
+    Raises:
+        sqlite3.Error: The disk does not answer, or a text is no UTF-8.
+        ValueError: It cannot be read; so do TypeError, LookupError and AttributeError say.
+    """
+    runs.last(connection)
+    for (collection,) in connection.execute("SELECT DISTINCT collection FROM entries").fetchall():
+        after, entries = ledger.page(connection, collection, 0, _PAGE)[::-1]
+        while entries:
+            after, entries = ledger.page(connection, collection, after, _PAGE)[::-1]
+    for (source,) in connection.execute("SELECT DISTINCT source FROM seens").fetchall():
+        last, seen = seens.page(connection, source, None, ("", ""), _PAGE)[::-1]
+        while seen:
+            last, seen = seens.page(connection, source, None, last, _PAGE)[::-1]
+    retries.soonest(connection, float("inf"), None)
+    letters = dead_letters.page(connection, 0, _PAGE, data=False)
+    while letters:
+        letters = dead_letters.page(connection, letters[-1].id, _PAGE, data=False)
+
+
 def _set_aside(path: Path, now: float) -> Path:
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     target = path.with_name(f"{path.name}.corrupt-{stamp}")
     again = 1
-    while any(os.path.lexists(name) for name in (target, *(_side(target, side) for side in _SIDES))):
+    while any(os.path.lexists(name) for name in (target, *(side(target, suffix) for suffix in (*_SIDES, MARK)))):
         again += 1
         target = path.with_name(f"{path.name}.corrupt-{stamp}-{again}")
     # The database first: left behind by a crash in between, a log without a database is seen at the next start. A
     # database without its log might pass the check, and would silently lack what was acknowledged last.
-    for side in ("", *_SIDES):
-        if _side(path, side).exists():
-            _side(path, side).rename(_side(target, side))
-    _sync_directory(path)
+    for suffix in ("", *_SIDES, MARK):
+        if side(path, suffix).exists():
+            side(path, suffix).rename(side(target, suffix))
+    sync_directory(path)
     return target
 
 
 def _create(path: Path) -> None:
     unfinished = path.with_name(f"{path.name}.new")
-    for side in ("", "-journal", *_SIDES):
-        _side(unfinished, side).unlink(missing_ok=True)
+    for suffix in ("", "-journal", *_SIDES):
+        side(unfinished, suffix).unlink(missing_ok=True)
+    side(path, MARK).unlink(missing_ok=True)  # of one that somebody took away
     os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite's own would be 0644
     try:
         with closing(connect(unfinished)) as connection:
@@ -194,28 +199,4 @@ def _create(path: Path) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    _sync_directory(path)
-
-
-def _break_seal(path: Path) -> None:
-    """Take the digest away, before anything is written: left there, the next start would see damage."""
-    if _side(path, _SEAL).exists():
-        _side(path, _SEAL).unlink()
-        _sync_directory(path)
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().encode()
-
-
-def _side(path: Path, side: str) -> Path:
-    return path.with_name(path.name + side)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path)

@@ -21,7 +21,8 @@ from ingestd.errors import FatalError
 from ingestd.store import dead_letters, holdings, ledger, retries, runs, seens, settlement
 from ingestd.store.connections import Readers, verdict_at_start
 from ingestd.store.lock import StateLock
-from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare, seal
+from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare
+from ingestd.store.proof import seal
 from ingestd.store.writer import Writer
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ingestd.errors import FatalError, IngestError
 from ingestd.store.connections import connect_writer, is_damage, is_outage, verdict
+from ingestd.store.proof import Mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,7 @@ class Writer:
         self._path = path
         self._connection: sqlite3.Connection | None = connect_writer(path)
         self._identity = _identity(path)
+        self._mark = Mark(path)
         self._waiting: deque[_Change[object]] = deque()
         self._changed = threading.Condition()
         self._ended = False
@@ -124,6 +126,7 @@ class Writer:
             raise
         finally:
             self._disconnect()
+            self._mark.close()
 
     def _gather(self) -> list[_Change[object]]:
         with self._changed:
@@ -161,7 +164,9 @@ class Writer:
             self._connection = connect_writer(self._path)
         self._connection.execute("BEGIN IMMEDIATE")
         answers = [change.run(self._connection) for change in group]
+        self._mark.begin(self._connection)
         self._connection.execute("COMMIT")
+        self._mark.set()
         return answers
 
     def _verdict(self, error: Exception) -> IngestError:

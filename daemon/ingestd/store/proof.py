@@ -1,0 +1,168 @@
+"""What proves that the database is the one that was left: SQLite's own check sees a broken structure, and no more.
+
+Two small files beside it:
+
+- A *seal*, of a database that was closed: its digest, with the size and the time that the file had then. It is broken
+  before anything is written. A checksum for each record was turned down: every write would pay for it.
+- A *mark*, of one that is in use: how many transactions it has been through, written after each. A log that lost its
+  end, or a frame in its middle, is to SQLite a shorter log: what it had acknowledged is gone without a word. The mark
+  is not synced. A commit is on disk before its mark is written, so whatever becomes of the machine, the mark is never
+  ahead of a database that lost nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zlib
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+SEAL = ".sum"
+MARK = ".commits"
+_SEALED = re.compile(rb"([0-9a-f]{64}) (\d+) (\d+)\n")
+_MARKED = re.compile(rb"(\d{20}) ([0-9a-f]{8})\n")
+
+
+def side(path: Path, suffix: str) -> Path:
+    """Return the path of a file beside the database."""
+    return path.with_name(path.name + suffix)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the directory of a file on disk: what was made, renamed and removed in it.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Of a file that is closed
+
+
+def seal(path: Path) -> None:
+    """Leave the digest of a database that was closed beside it, if the disk takes it.
+
+    One whose log could not be emptied gets none: it is checked like one that was not closed.
+    """
+    unfinished = side(path, f"{SEAL}.new")
+    with suppress(OSError):
+        if not side(path, "-wal").exists():
+            with unfinished.open("wb") as file:
+                file.write(f"{_digest(path)} {_shape(path)}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.rename(side(path, SEAL))
+            sync_directory(path)
+            side(path, MARK).unlink(missing_ok=True)  # a backup that is put in its place is none that lost anything
+
+
+def sealed(path: Path) -> bool | None:
+    """Return whether a database is, byte for byte, what its seal says; None: nothing is known of it.
+
+    A seal says nothing about a file that was written to since, nor about a backup that was put in its place.
+
+    Raises:
+        OSError: The disk does not answer.
+    """
+    if side(path, "-wal").exists() or not side(path, SEAL).exists():
+        return None
+    found = _SEALED.fullmatch(side(path, SEAL).read_bytes())
+    if found is None or b"%b %b" % found.group(2, 3) != _shape(path).encode():
+        return None
+    return found[1].decode() == _digest(path)
+
+
+def break_seal(path: Path) -> None:
+    """Take the seal away, before anything is written.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    if side(path, SEAL).exists():
+        side(path, SEAL).unlink()
+        sync_directory(path)
+
+
+def _shape(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Of a file that is in use
+
+
+class Mark:
+    """The number of transactions that a database has been through, in it and beside it. Of the writer's thread alone.
+
+    Args:
+        path: The database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = side(path, MARK)
+        self._descriptor: int | None = None
+        self._count = 0
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Count one more, in the transaction that the connection is in."""
+        self._count = commits(connection) + 1
+        connection.execute("REPLACE INTO meta (key, value) VALUES ('commits', ?)", (str(self._count),))
+
+    def set(self) -> None:
+        """Write down, beside the database, that the transaction is on disk.
+
+        A disk that does not take it says so with the next transaction; without its mark, this one is only less guarded.
+        """
+        number = f"{self._count:020d}"
+        line = f"{number} {zlib.crc32(number.encode()):08x}\n".encode()
+        with suppress(OSError):
+            if self._descriptor is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(self._path, flags, 0o600)
+            os.pwrite(self._descriptor, line, 0)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def commits(connection: sqlite3.Connection) -> int:
+    """Return how many transactions a database says that it has been through; 0: it was never counted.
+
+    Raises:
+        sqlite3.Error: It cannot be read.
+        ValueError: What it says is no number.
+    """
+    row = connection.execute("SELECT value FROM meta WHERE key = 'commits'").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def marked(path: Path) -> int:
+    """Return how many transactions of a database were acknowledged, as far as its mark says; 0: there is none.
+
+    Raises:
+        OSError: The disk does not answer.
+    """
+    try:
+        found = _MARKED.fullmatch(side(path, MARK).read_bytes())
+    except FileNotFoundError:
+        return 0
+    return int(found[1]) if found and int(found[2], 16) == zlib.crc32(found[1]) else 0
