@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 pytest_plugins = (
     "tests.fixtures.milvus",
     "tests.fixtures.daemon",
@@ -9,3 +11,7 @@ pytest_plugins = (
     "tests.fixtures.brokers",
     "tests.fixtures.sasl_broker",
 )
+
+# Under nohup a hang-up is ignored, in every child too; the daemons of the tests are to hear one.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,6 +145,31 @@ def test_letters_are_replayed_and_discarded_without_a_daemon(bad: Workplace) -> 
     assert LETTERS - {("inbox/report.pdf", "extract")} == _listed(bad.letters())
     assert bad.ask("dead-letters", "show", "999999").code == 2
     assert bad.ask("dead-letters", "replay").code == 2
+
+
+def test_letters_are_chosen_by_age(bad: Workplace) -> None:
+    """By the time of their last failure; an age that is none, a stage and a source that are none, are refused."""
+    bad.once(code=3)
+    with closing(sqlite3.connect(bad.state / "ingestd.db")) as state:
+        state.execute("UPDATE dead_letters SET last_failed_at = last_failed_at - 3600")
+        state.commit()
+    bad.write("late.png", b"\x89PNG\r\n\x1a\n" + bytes(100))
+    bad.once(code=3)
+
+    def listed(*filters: str) -> set[str]:
+        return {letter["document_id"] for letter in bad.ask("dead-letters", "list", "--json", *filters).json}
+
+    everything, late = listed(), {"inbox/late.png"}
+    assert late < everything
+    assert listed("--newer-than", "30m") == late
+    assert listed("--older-than", "0.5h") == everything - late
+    assert listed("--older-than", "2d") == set()
+    assert listed("--newer-than", "1.5h", "--older-than", "0s", "--source", "inbox") == everything
+    for faulty in (["--older-than", "2"], ["--newer-than", "soon"], ["--stage", "chunks"], ["--source", "nosuch"]):
+        assert bad.ask("dead-letters", "list", *faulty).code == 2
+    discarded = bad.ask("dead-letters", "discard", "--older-than", "30m", "--json")
+    assert discarded.json["discarded"] == len(everything - late)
+    assert {letter["document_id"] for letter in bad.letters()} == late
 
 
 def test_letters_are_replayed_discarded_and_mended_under_a_running_daemon(bad: Workplace) -> None:

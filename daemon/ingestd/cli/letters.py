@@ -23,13 +23,14 @@ from ingestd.cli.common import (
     read_store,
     table,
 )
+from ingestd.cli.letter_filters import Filters, letter_filters
 from ingestd.errors import ConfigError, IngestError
 from ingestd.flow import Scope
 from ingestd.model import Fingerprints
 from ingestd.parts import NoPast, SystemClock, feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ingestd.config import Settings
@@ -60,20 +61,6 @@ class _Kept:
         return row if self.topic is None else {**row, "id": self.id}
 
 
-def letter_filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose dead letters."""
-    for option in reversed(
-        [
-            click.option("--source", default=None, help="Only of this source."),
-            click.option("--collection", default=None, help="Only of this collection."),
-            click.option("--stage", default=None, help="Only those that failed in this stage."),
-            click.option("--error", default=None, help="Only of this class of error."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 @click.group("dead-letters")
 def dead_letters() -> None:
     """What failed for good, and why."""
@@ -84,11 +71,13 @@ def dead_letters() -> None:
 @config_option
 @json_option
 @ends
-def list_letters(config_file: Path | None, *, as_json: bool, **filters: str | None) -> None:
+def list_letters(config_file: Path | None, *, as_json: bool, filters: Filters) -> None:
     """List dead letters, oldest first; those of the state before those of topics."""
     settings = load(config_file, level="warning")
-    with _kept(settings, filters["source"]) as kept:
-        rows = [one.listed() for one in _chosen(kept, filters)]
+    with _kept(settings, filters.source) as kept:
+        rows = [one.listed() for one in kept if filters.fit(one.letter)]
+    if not rows and filters.source is not None and filters.source not in settings.sources:
+        raise click.UsageError(f"there is no source {filters.source!r}, nor a dead letter of one; see ingestd status")
     columns = ["id", "document_id", "stage", "error", "attempts", "message"]
     answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else ["no dead letters"])
 
@@ -128,7 +117,7 @@ def replay_letters(
     everything: bool,
     dry_run: bool,
     as_json: bool,
-    **filters: str | None,
+    filters: Filters,
 ) -> None:
     """Try dead letters again: in the running daemon at once, otherwise when one next runs.
 
@@ -185,7 +174,7 @@ def _replay_on_topics(settings: Settings, wanted: Iterable[tuple[str, str]]) -> 
 @json_option
 @ends
 def discard_letters(
-    ids: tuple[str, ...], config_file: Path | None, *, everything: bool, as_json: bool, **filters: str | None
+    ids: tuple[str, ...], config_file: Path | None, *, everything: bool, as_json: bool, filters: Filters
 ) -> None:
     """Throw dead letters away. The documents stay as they are in Milvus. A topic's letters leave by its retention."""
     settings = load(config_file, level="warning")
@@ -206,11 +195,11 @@ def discard_letters(
     answer({**found, "on_topics": stay}, as_json=as_json, text=partial(_discard_text, fault=fault))
 
 
-def _count_on_topics(settings: Settings, filters: dict[str, str | None]) -> tuple[int | None, str | None]:
+def _count_on_topics(settings: Settings, filters: Filters) -> tuple[int | None, str | None]:
     """Return how many letters on topics the filters leave; None, and why, where that cannot be found out."""
     try:
-        with _kept(settings, filters["source"], state=False) as kept:
-            return sum(1 for _one in _chosen(kept, filters)), None
+        with _kept(settings, filters.source, state=False) as kept:
+            return sum(1 for one in kept if filters.fit(one.letter)), None
     except IngestError as error:
         return None, str(error)
 
@@ -259,34 +248,22 @@ def _topics(settings: Settings, source: str | None) -> Iterator[LetterTopic]:
 def _named(
     settings: Settings,
     ids: tuple[str, ...],
-    filters: dict[str, str | None],
+    filters: Filters,
     *,
     everything: bool,
     topics: bool = True,
 ) -> Iterator[list[_Kept]]:
     """Give the letters that a command is about."""
-    if not ids and not everything and not any(filters.values()):
+    if not ids and not everything and not filters:
         raise click.UsageError("name dead letters by ID, by a filter, or with --all")
     state = not ids or any(one.isdigit() for one in ids)
     topics = topics and (not ids or any(not one.isdigit() for one in ids))
-    with _kept(settings, filters["source"], state=state, topics=topics) as kept:
+    with _kept(settings, filters.source, state=state, topics=topics) as kept:
         found = list(kept)
         unknown = sorted(set(ids) - {one.id for one in found})
         if unknown:
             raise click.UsageError(f"there is no dead letter {_list(unknown)}; see ingestd dead-letters list")
-        yield [one for one in _chosen(found, filters) if not ids or one.id in ids]
-
-
-def _chosen(kept: Iterable[_Kept], filters: dict[str, str | None]) -> Iterator[_Kept]:
-    for one in kept:
-        has = {
-            "source": one.letter.source,
-            "collection": one.letter.key.collection,
-            "stage": one.letter.failure.stage.value,
-            "error": one.letter.failure.error,
-        }
-        if all(wanted is None or has[name] == wanted for name, wanted in filters.items()):
-            yield one
+        yield [one for one in found if filters.fit(one.letter) and (not ids or one.id in ids)]
 
 
 def _numbers(kept: Iterable[_Kept]) -> list[int]:
