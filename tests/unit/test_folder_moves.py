@@ -167,7 +167,7 @@ def test_what_failed_and_is_away_is_sent_again_when_it_is_back(tmp_path: Path) -
     bench.moves.shelves = Shelves(None, Shelf(bench.shelf.root, bench.tree, "s"))
     bench.turn()
     assert bench.view.files["s/0"].signature is None
-    assert bench.moves.keeps(file)
+    assert bench.moves.keeps("s/0", file)
 
 
 @pytest.mark.parametrize("verdict", [Verdict.RETRYING, Verdict.SUPERSEDED, None])
@@ -205,3 +205,26 @@ def test_what_failed_is_known_to_have_failed_whatever_that_rested_on() -> None:
         "s/again": True,
         "s/good": False,
     }
+
+
+def test_of_two_sources_with_one_shelf_each_gets_its_own_file_back(tmp_path: Path) -> None:
+    """The file that came last is another's: its reason tells. Where none has a reason it is the last."""
+    shelves = {}
+    for source in "st":
+        (tmp_path / source).mkdir()
+        (tmp_path / source / "a").write_text(f"of {source}")
+        tree = Tree(os.fsencode(tmp_path / source), Globs(["**/*"], []), True, False)
+        shelves[source] = Shelf(os.fsencode(tmp_path / "failed"), tree, source)
+        found = tree.look(b"a")
+        assert found is not None
+        shelves[source].put(b"a", found.signature, {"document_id": f"{source}/a"})
+    assert [shelves["s"].holds(b"a", f"{source}/a") for source in "stu"] == [True, True, False]
+    assert not shelves["s"].holds(b"b", "s/b")
+    assert shelves["s"].put_back(b"a", "s/a", 100)
+    assert (tmp_path / "s" / "a").read_text() == "of s"
+    assert not shelves["s"].holds(b"a", "s/a")
+    assert not shelves["s"].put_back(b"a", "s/a", 100), "what is there is another's"
+    (tmp_path / "failed" / "a.1.reason.json").unlink()
+    assert shelves["t"].put_back(b"a", "t/a", 100)
+    assert (tmp_path / "t" / "a").read_text() == "of t"
+    assert not [path for path in (tmp_path / "failed").iterdir() if path.suffix != ".json"]

@@ -92,20 +92,65 @@ def test_after_an_unclean_end_every_row_is_looked_up(store: SqliteStore, sink: M
 
 
 @pytest.mark.parametrize("unclean", [True, False])
-def test_a_ledger_that_is_older_than_the_collection_adopts_nothing(
+def test_a_ledger_that_is_older_than_the_collection_looks_at_its_documents_again(
     tmp_path: Path, sink: MemorySink, *, unclean: bool
 ) -> None:
-    """A backup, or a log that lost its end: rows that it does not know would stay beside the next version for ever."""
+    """As after a backup: rows that it does not know would stay beside the next version for ever.
+
+    Those of documents that it does not know either may be another member's, and are left to an audit.
+    """
     with open_store(tmp_path / "old") as old:
         reconcile(old, sink, "id-1", unclean=False)
-        Assembly(old, sink).run(upsert("a", "one\ntwo", 1))
+        stages = Assembly(old, sink)
+        stages.run(upsert("a", "one\ntwo", 1), upsert("c", "six", 1), upsert("gone", "seven", 1))
+        stages.run(delete("gone", 2))
         with open_store(tmp_path / "new") as new:
             reconcile(new, sink, "id-1", unclean=False)
-            Assembly(new, sink).run(upsert("a", "one\nthree\nfour", 2), upsert("b", "five", 3))
-        before = list(old.collection_entries(sink.collection))
+            younger = Assembly(new, sink)
+            younger.run(upsert("a", "one\nthree\nfour", 3), upsert("b", "five", 3), upsert("gone", "eight", 3))
         assert reconcile(old, sink, "id-1", unclean=unclean).rebuilt == 0
-        after = {entry.key: entry for entry in old.collection_entries(sink.collection)}
-        assert after.keys() == {entry.key for entry in before}  # what it does not know is for an audit
+        assert not [entry for entry in old.collection_entries(sink.collection) if entry.key.document_id == "b"]
+        assert set(chunk_ids("a", ["three", "four"])) <= entry(old, "a").doubtful
+        assert entry(old, "gone").doubtful == set(chunk_ids("gone", ["eight"]))
+        assert dict(old.documents("cms")) == {"a": False, "c": True, "gone": False}
+        stages.run(upsert("a", "one\nfour", 4), delete("gone", 5))
+        assert sink.texts() == {"a": ("one", "four"), "b": ("five",), "c": ("six",)}
+
+
+def test_of_an_older_collection_nothing_but_keys_is_believed(store: SqliteStore, sink: MemorySink) -> None:
+    """A backup of Milvus, or a power cut: a row may be there and be an older one. Vectors are not made again."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one\ntwo", 1), upsert("b", "three", 1))
+    older = dict(sink.rows)
+    stages.run(upsert("a", "zero\none\ntwo", 2))
+    newer = dict(sink.rows)
+    sink.rows.clear()
+    sink.rows.update(older)
+    assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(missing=1)
+    assert list(store.seen("cms")) == []
+    assert not entry(store, "b").fingerprint
+    outcomes = stages.run(upsert("a", "zero\none\ntwo", 3), upsert("b", "three", 2))
+    assert {outcome.event.key.document_id: outcome.embedded for outcome in outcomes} == {"a": 1, "b": 0}
+    assert {key: (row.chunk_index, row.text) for key, row in sink.rows.items()} == {
+        key: (row.chunk_index, row.text) for key, row in newer.items()
+    }
+    assert all(not entry.doubtful for entry in store.collection_entries(COLLECTION))
+    assert reconcile(store, sink, "id-1", unclean=True) == Reconciled()
+
+
+def test_rows_that_another_member_wrote_are_left_to_it(tmp_path: Path, sink: MemorySink) -> None:
+    """What was written under a lease is asked of Milvus by whoever has the lease next."""
+    with open_store(tmp_path / "old") as old:
+        reconcile(old, sink, "id-1", unclean=False)
+        Assembly(old, sink).run(upsert("a", "one", 1))
+        leased = replace(entry(old, "a"), tenure="cms/0 of 1")
+        old.write_ahead([leased])
+        with open_store(tmp_path / "other") as other:
+            reconcile(other, sink, "id-1", unclean=False)
+            Assembly(other, sink).run(upsert("a", "one\ntwo", 2))
+        reconcile(old, sink, "id-1", unclean=True)
+        assert entry(old, "a") == leased
 
 
 def test_a_row_that_is_counted_twice_is_no_stranger(store: SqliteStore, sink: MemorySink) -> None:

@@ -116,8 +116,9 @@ def _look_at(settings: Settings, daemon: Running, found: Findings) -> None:
 def _listen(settings: Settings, daemon: Running) -> None:
     """Raise ConfigError where the address is another one, and cannot be had."""
     wanted, has = settings.http.listen, daemon.listen
-    if wanted.rpartition(":")[2] == has.rpartition(":")[2] != "0":
-        return  # the daemon's own port: it is free when the daemon has ended
+    host, _, port = wanted.rpartition(":")
+    if port == has.rpartition(":")[2] != "0":
+        wanted = f"{host}:0"  # the daemon's own port: it is free when the daemon has ended
     bind(wanted).close()
 
 

@@ -177,7 +177,10 @@ def _confirm(settings: Settings, source: str) -> Json:
         raise ConfigError(f"there is no source {source!r}; there is {', '.join(sorted(settings.sources)) or 'none'}")
     with own_store(settings) as store:
         scope = Scope(SystemClock(), store, settings.limits.max_bytes, Fingerprints("", ""))
-        absent = settings.sources[source].build(source, scope).absent()
+        try:
+            absent = settings.sources[source].build(source, scope).absent()
+        except OSError as error:
+            raise ConfigError(f"sources.{source}: nothing can be said about deletes: {error}") from error
         store.confirm(source, absent)
     return {"source": source, "confirmed": len(absent)}
 

@@ -4,8 +4,10 @@ The ledger is bound to a collection by the random id in the collection's propert
 its own loss: it is rebuilt from the collection's rows, whose keys say what was embedded, so that nothing is embedded
 twice. After an unclean end, on a new boot, or when the collection has another number of rows than the ledger knows
 (Milvus Lite acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is
-relied on. Rows that are then left over are known to nobody, and are said: ``audit`` finds and mends them. To adopt them
-was turned down: a delete that a power cut undid would come back as a document.
+relied on. Where keys are missing, or rows are left over of documents that the ledger has, one of the two is not what it
+was: a backup was put back, or a power cut took the end. A row may then be there and be an older one, so every document
+is read again, and its rows are written again with the vectors that they have. Rows of documents that the ledger has not
+are said, and left to ``audit``: they may be another member's.
 """
 
 from __future__ import annotations
@@ -62,24 +64,54 @@ def reconcile(
     count = sink.count()
     if not unclean and count == ledger.rows(collection):
         return Reconciled()
-    missing = met = 0
+    found = _Found()
     for batch in _batches(ledger, collection):
-        gone, there = _verify(ledger, sink, batch, beat)
-        missing, met = missing + gone, met + there
-    log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=missing)
-    if count > met:
+        beat()
+        _verify(ledger, sink, batch, found)
+    log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=found.missing)
+    if count > found.met:
         # A server may count a row twice that two of its segments have: the rows themselves decide.
-        entries = _entries(sink, beat)
-        strangers = _strangers(ledger, entries)
-        if strangers:
-            # Not adopted: they may be rows whose delete a power cut undid, or another member's. The ledger is right.
-            log.warning(
-                "rows that the ledger does not know",
-                collection=collection,
-                rows=strangers,
-                cure="ingestd audit says which; ingestd audit --repair mends them",
-            )
-    return Reconciled(missing=missing)
+        _adopt(ledger, _entries(sink, beat), found)
+    if found.strangers:
+        log.warning(
+            "rows of documents that the ledger does not know",
+            collection=collection,
+            rows=found.strangers,
+            cure="ingestd audit says which; ingestd audit --repair mends them",
+        )
+    if not found.lost and not found.adopted:
+        return Reconciled(missing=found.missing)
+    log.warning(
+        "the collection is not what this ledger left: its documents are read again, and nothing is embedded twice",
+        collection=collection,
+        missing=found.lost,
+        unknown=found.adopted,
+    )
+    ledger.bind(collection, identity, map(_doubted, ledger.collection_entries(collection)))
+    return Reconciled(missing=found.missing)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What holding the ledger against the collection has shown, in rows."""
+
+    met: int = 0
+    """Known, and there: doubtful ones too."""
+    missing: int = 0
+    """Known as present, and not there."""
+    lost: int = 0
+    """Those of ``missing`` that only this daemon could have taken away."""
+    adopted: int = 0
+    """There, of documents that the ledger has, and not known."""
+    strangers: int = 0
+    """There, of documents that it has not."""
+
+
+def _doubted(entry: Entry) -> Entry:
+    """Return an entry of which only the keys are believed. What was written under a lease is asked of Milvus anyway."""
+    if entry.tenure:
+        return entry
+    return replace(entry, fingerprint="", content="", present=dict.fromkeys(entry.present, UNKNOWN_DIGEST))
 
 
 def _rebuild(ledger: Ledger, sink: Sink, identity: str, entries: list[Entry]) -> Reconciled:
@@ -164,33 +196,45 @@ def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _strangers(ledger: Ledger, entries: list[Entry]) -> int:
-    """Return how many of the rows that these entries were made of the ledger does not know, as their document's."""
-    strangers = 0
+def _adopt(ledger: Ledger, entries: list[Entry], found: _Found) -> None:
+    """Make rows doubtful that the ledger does not know, of documents that it does.
+
+    A tombstone with doubtful rows is deleted once more. What a source under a lease wrote is left alone: whoever has
+    the lease next asks Milvus itself.
+
+    Args:
+        ledger: The ledger.
+        entries: What the collection's rows say.
+        found: What was found so far.
+    """
     for at in range(0, len(entries), KEYS):
         some = entries[at : at + KEYS]
         known = ledger.entries([entry.key for entry in some])
+        changed = []
         for entry in some:
             own = known.get(entry.key)
-            strangers += len(entry.present.keys() - (own.present.keys() | own.doubtful if own else frozenset()))
-    return strangers
+            if own is None:
+                found.strangers += len(entry.present)
+                continue
+            rows = entry.present.keys() - own.present.keys() - own.doubtful
+            if rows and not own.tenure:
+                found.adopted += len(rows)
+                changed.append(replace(own, doubtful=own.doubtful | rows))
+        if changed:
+            ledger.write_ahead(changed)
 
 
-def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], beat: Callable[[], None]) -> tuple[int, int]:
-    """Look these entries' keys up; present ones that are not there become doubtful.
-
-    Returns:
-        How many those are, and how many of all keys are there, doubtful ones too.
-    """
-    beat()
+def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], found: _Found) -> None:
+    """Look these entries' keys up; present ones that are not there become doubtful."""
     there = sink.existing([chunk_id for entry in entries for chunk_id in (*entry.present, *entry.doubtful)])
-    changed, missing = [], 0
+    changed = []
     for entry in entries:
         gone = entry.present.keys() - there
         if gone:
-            missing += len(gone)
+            found.missing += len(gone)
+            found.lost += 0 if entry.tenure else len(gone)
             present = {chunk_id: digest for chunk_id, digest in entry.present.items() if chunk_id in there}
             changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
     if changed:
         ledger.write_ahead(changed)
-    return missing, len(there)
+    found.met += len(there)

@@ -99,9 +99,18 @@ class Moves:
         """Whether files are moved at all."""
         return self.shelves != Shelves()
 
-    def keeps(self, file: File) -> bool:
-        """Return whether a document stays as it is when its file is not there."""
-        return self.shelves.done is not None or (self.shelves.failed is not None and file.failed)
+    def keeps(self, document: str, file: File) -> bool:
+        """Return whether a document stays as it is when its file is not there.
+
+        Raises:
+            OSError: It cannot be said: what became of it is not known, and the shelf cannot be looked at.
+        """
+        done, failed = self.shelves
+        if done is not None or failed is None:
+            return done is not None
+        path = path_of(self._name, document)
+        # With the state, or with another collection's, it is forgotten that the last version failed; the shelf knows.
+        return file.failed or (file.unseen and path is not None and failed.holds(path, document))
 
     def put(self, document: str, file: File) -> None:
         """Have a document's file moved, if it is one that goes away, ended as it has."""

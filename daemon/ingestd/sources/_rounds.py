@@ -119,6 +119,7 @@ class Rounds:
 
         Raises:
             RootGoneError: The root cannot be listed.
+            OSError: A shelf cannot be looked at.
         """
         scan = Scan(self._tree)
         there = {f"{self._name}/{path}" for path, _signature in scan}
@@ -127,7 +128,7 @@ class Rounds:
             for document, file in self._view.files.items()
             if file.known
             and document not in there
-            and not self.moves.keeps(file)
+            and not self.moves.keeps(document, file)
             and not scan.within_unreadable(document[len(self._name) + 1 :])
         )
 
@@ -385,7 +386,12 @@ class Rounds:
             return
         if file.parted or document in self._gone or document in self.moves:
             return
-        if self.moves.keeps(file):
+        try:
+            stays = self.moves.keeps(document, file)
+        except OSError as error:  # the next scan asks again
+            log.warning("a delete waits, the shelf cannot be looked at", document_id=document, error=str(error))
+            return
+        if stays:
             self.moves.miss(document, self._view)
             return
         now = self._clock.monotonic()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -131,7 +132,7 @@ class Shelf:
         above, _, name = path.rpartition(b"/")
         try:
             with self._directory(above, make=False) as directory:
-                put = _last(directory, name)
+                put = _last_of_document(directory, name, document)
                 file = None if put is None else _stat(directory, put)
                 if put is None or file is None:
                     return False
@@ -150,6 +151,22 @@ class Shelf:
                 return False
             raise
         return True
+
+    def holds(self, path: bytes, document: str) -> bool:
+        """Return whether a file of this path is here, with the reason why this document failed.
+
+        Raises:
+            OSError: It cannot be said.
+        """
+        above, _, name = path.rpartition(b"/")
+        try:
+            with self._directory(above, make=False) as directory:
+                put = _last_of_document(directory, name, document)
+                return put is not None and _reason_of(directory, put) == document
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                return False
+            raise
 
     @property
     def _named(self) -> str:
@@ -360,6 +377,26 @@ def _last(directory: int, name: bytes) -> bytes | None:
     return None if first is None else numbered(name, _last_of(is_taken, first))
 
 
+def _last_of_document(directory: int, name: bytes, document: str) -> bytes | None:
+    """Return the name of the file that came last and whose reason names a document.
+
+    Where there is none, the last without a reason, which somebody took away; None: there is none either. Another
+    source's file may have come later, where two have one shelf.
+    """
+    last, without = _last(directory, name), None
+    if last is None:
+        return None
+    number = next(at for at in itertools.count() if numbered(name, at) == last)
+    for at in range(number, -1, -1):
+        put = numbered(name, at)
+        if _is_there(directory, put):
+            said = _reason_of(directory, put)
+            if said == document:
+                return put
+            without = put if said is None and without is None else without
+    return without
+
+
 def _is_there(directory: int, name: bytes) -> bool:
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -383,16 +420,25 @@ def _stat(directory: int, name: bytes) -> os.stat_result | None:
 
 def _is_anothers(directory: int, name: bytes, document: str) -> bool:
     """Return whether a name is taken by something that is not the reason of this document."""
+    return _read_reason(directory, name) not in {None, document}
+
+
+def _reason_of(directory: int, put: bytes) -> str | None:
+    """Return which document's reason is beside a file; empty: what is there is none; None: nothing is."""
+    return _read_reason(directory, _reason_name(put))
+
+
+def _read_reason(directory: int, name: bytes) -> str | None:
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
-        return False
+        return None
     except OSError:
-        return True
+        return ""
     try:
         said = json.loads(os.read(descriptor, _REASON_BYTES))
     except (OSError, ValueError, RecursionError):
-        return True
+        return ""
     finally:
         os.close(descriptor)
-    return not isinstance(said, dict) or said.get("document_id") != document
+    return str(said.get("document_id", "")) if isinstance(said, dict) else ""

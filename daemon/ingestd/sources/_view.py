@@ -33,6 +33,8 @@ class File:
     known: bool = False
     failed: bool = False
     """Whether its last version that ended became a dead letter, whatever that rested on."""
+    unseen: bool = False
+    """Whether the ledger has it, and how its last version ended is not known."""
     whole: bool = True
     """Whether its rows are as the ledger says."""
     parted: bool = False
@@ -128,7 +130,7 @@ class View:
             if stands and seen.fingerprint == prints[seen.verdict]:
                 file.signature, file.verdict = seen.signature, seen.verdict
         for document, is_whole in whole.items():
-            view.files.setdefault(document, File(known=True, whole=is_whole))
+            view.files.setdefault(document, File(known=True, unseen=True, whole=is_whole))
         return view
 
     def known(self) -> int:
@@ -171,6 +173,7 @@ class View:
         if notice.op is Op.UPSERT:
             file = self.files.setdefault(notice.document, File())
             file.signature, file.verdict, file.known, file.parted = notice.signature, notice.verdict, True, False
+            file.unseen = False
             if notice.verdict is not Verdict.RETRYING:
                 file.failed = notice.verdict is Verdict.DEAD_LETTERED
                 file.whole = file.whole or not file.failed

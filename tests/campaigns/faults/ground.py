@@ -250,6 +250,13 @@ class Ground:
         self.documents.seen()
         return took
 
+    def audit(self) -> int:
+        """Wait until the running daemon is idle, and have an audit mend; return how many differences it found."""
+        self.daemon.until(self._is_idle, "it is idle", RECOVERY * self.wish.patience)
+        answer = self.workplace.ask("audit", "--repair", "--json")
+        assert answer.code in {0, 4}, answer.err
+        return len(answer.json["differences"])
+
     def check_covered(self) -> None:
         """Check, at any moment, that no document is missing in part that was there and is only being replaced.
 

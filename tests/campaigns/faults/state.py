@@ -278,13 +278,16 @@ def ledgers(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Fi
             step()
             since = time.monotonic()
             place.start()
+            # Whose ledger is older does not know all documents that Milvus has, and nobody else does.
+            mended = place.audit() if what == "an older ledger" else 0
             took = place.until_whole(since, 2 * RECOVERY)
             # What is not known to the ledger shows when its document changes next.
             place.documents.again(8)
             place.work(10)
             place.until_whole(time.monotonic())
             place.faults += 1
-            report("a ledger", what=what, rebuilt=len(place.daemon.said("ledger rebuilt from Milvus")), seconds=took)
+            rebuilt = len(place.daemon.said("ledger rebuilt from Milvus"))
+            report("a ledger", what=what, rebuilt=rebuilt, mended=mended, seconds=round(took, 1))
             place.stop()
         # What came with another ledger is about documents that are none of this folder's, or are gone.
         foreign = [letter for letter in place.letters() if letter["document_id"] not in place.documents.dead]

@@ -195,6 +195,27 @@ def test_with_done_alone_failed_files_stay(rig: Rig, shelves: dict[str, Any]) ->
         assert source.absent() == frozenset()
 
 
+def test_what_failed_and_is_away_stays_when_all_that_was_seen_is_lost(rig: Rig, shelves: dict[str, Any]) -> None:
+    """A state that was lost, or a collection made anew: the ledger has the good version, and the shelf why it stays.
+
+    What is gone and failed nowhere is deleted, as ever.
+    """
+    failed = shelves["failed"]
+    for name in ("b.txt", "c.txt"):
+        rig.write(name, "good")
+        rig.once(failed=failed)
+    rig.write("b.txt", "bad")
+    once(rig, failed=failed)
+    assert names(failed) == {"b.txt", "b.txt.reason.json"}
+    rig.store.stats.clear()
+    rig.store.letters.clear()
+    (rig.root / "c.txt").unlink()
+    rig.write("d.txt", "another")
+    assert rig.source(failed=failed).absent() == {"s/c.txt"}
+    rig.once(failed=failed)
+    assert rig.texts() == {"b.txt": "good", "d.txt": "another"}
+
+
 def test_a_file_that_is_put_back_is_tried_again(rig: Rig, shelves: dict[str, Any]) -> None:
     """By a rename, which leaves its content and time as they were; it ends in ``done`` if it is good now."""
     rig.write("b.txt", "bad")
