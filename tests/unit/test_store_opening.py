@@ -291,6 +291,19 @@ def test_a_byte_that_differs_in_a_closed_file_is_damage(tmp_path: Path) -> None:
         assert store.entries([KEY]) == {KEY: ENTRY}
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_closed_file_that_lost_its_last_bytes_is_damage(tmp_path: Path, *, tells: bool) -> None:
+    """SQLite reads zeros in their place; whether or not the file's time says that it was changed."""
+    filled(tmp_path)
+    database = tmp_path / "ingestd.db"
+    if tells:
+        os.truncate(database, database.stat().st_size - 25)
+    else:
+        rot(database, database.read_bytes()[:-4096])
+    with opened(tmp_path) as store:
+        assert store.rebuilt
+
+
 def test_a_file_that_somebody_wrote_to_is_looked_at_and_kept(tmp_path: Path) -> None:
     """By hand, or as a backup that was put back: the digest says nothing of it, and a sound file is no damage."""
     filled(tmp_path / "state")

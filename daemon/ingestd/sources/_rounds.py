@@ -101,17 +101,28 @@ class Rounds:
         self.last_scan_seconds = 0.0
         self.last_scan_at: float | None = None
 
-    def load(self, *, confirmed: bool = True) -> None:
-        """Begin with what the store knows; with what was confirmed, which is told once, only to act on it."""
+    def load(self, intake: Intake | None = None) -> None:
+        """Begin with what the store knows, and with what was confirmed.
+
+        Args:
+            intake: Kept informed that it goes on; None: nobody acts on it, and what was confirmed, which is told once,
+                is left alone.
+        """
+
+        def alive() -> None:
+            if intake is not None:
+                self._answered(intake)
+
         there: set[str] | None = None
         if self.moves.shelves.done is not None:
             with suppress(RootGoneError):
                 # Those whose files a process left behind that was killed amid a move have a sidecar there.
-                scan = Scan(self._tree)
+                scan = Scan(self._tree, alive)
                 there = {f"{self._name}/{path}" for path, _signature in scan}
                 there |= {f"{self._name}/{path}" for path in scan.alone}
-        self._view = View.load(self._name, self._collection, self._scope, there)
-        if confirmed:
+        self._view = View.load(self._name, self._collection, self._scope, there, alive)
+        self.reading_since = None
+        if intake is not None:
             self._confirmed_before = self._scope.seen.confirmed(self._name)
 
     def absent(self) -> frozenset[str]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ingestd.sources._tree import Tree
 
 
+_TOLD = 1_000
+"""Files of one directory between two signs of life."""
+
+
 @dataclass(slots=True)
 class _Listed:
     """What one directory holds, by kind."""
@@ -39,7 +43,8 @@ class Scan:
 
     Args:
         tree: The folder.
-        alive: Called at every directory, so that a file system that hangs can be told from a large one.
+        alive: Called at every directory, and now and then within one, so that a file system that hangs can be told
+            from a large one.
     """
 
     def __init__(self, tree: Tree, alive: Callable[[], object] = lambda: None) -> None:
@@ -95,7 +100,9 @@ class Scan:
         listed = _Listed()
         try:
             with os.scandir(self._tree.root + b"/" + path) as entries:
-                for entry in entries:
+                for at, entry in enumerate(entries, start=1):
+                    if at % _TOLD == 0:
+                        self._alive()
                     self._sort(path, entry, listed)
         except OSError as error:
             if not path:
@@ -121,7 +128,9 @@ class Scan:
         takes, files = self._tree.globs.takes, listed.files
         prefix = escape(path) + "/" if path else ""
         text = decoded(path) + "/" if path else ""
-        for name, entry in files.items():
+        for at, (name, entry) in enumerate(files.items(), start=1):
+            if at % _TOLD == 0:
+                self._alive()
             shown = decoded(name)
             if name.startswith(OWN):
                 self.own.append(path + b"/" + name if path else name)

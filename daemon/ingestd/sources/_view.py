@@ -7,17 +7,20 @@ a few flags. Asking the store at each look instead was turned down: a rescan of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ingestd.model import Op, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from ingestd.model import Outcome
     from ingestd.ports import SourceScope
 
+T = TypeVar("T")
+
 _APPLIED = frozenset({Verdict.WRITTEN, Verdict.UNCHANGED})
+_TOLD = 1_000
 
 
 @dataclass(slots=True)
@@ -89,7 +92,13 @@ class View:
         self._repeats: dict[str, int] = {}
 
     @staticmethod
-    def load(source: str, collection: str, scope: SourceScope, there: Container[str] | None = None) -> View:
+    def load(
+        source: str,
+        collection: str,
+        scope: SourceScope,
+        there: Container[str] | None = None,
+        alive: Callable[[], object] = lambda: None,
+    ) -> View:
         """Return what the store knows: every document that was seen, or that the ledger holds.
 
         Of a folder whose files go away these are more and more: there it is what is known of files that are there, and
@@ -103,11 +112,12 @@ class View:
             collection: Where its documents go.
             scope: Where it is known.
             there: The documents whose files are there; None: all are wanted.
+            alive: Called now and then.
         """
-        view, known = View(), scope.seen.documents(source, collection)
+        view, known = View(), _telling(scope.seen.documents(source, collection), alive)
         whole = {name: is_whole for name, is_whole in known if there is None or not is_whole or name in there}
         prints: dict[Verdict, str] = {}
-        for seen in scope.seen.seen(source, collection):
+        for seen in _telling(scope.seen.seen(source, collection), alive):
             if there is not None and seen.document_id not in there and seen.document_id not in whole:
                 continue
             is_whole = whole.get(seen.document_id, True)
@@ -180,3 +190,11 @@ class View:
         elif notice.verdict in {Verdict.DELETED, Verdict.UNCHANGED}:
             self.forget(notice.document)
         return 0.0 if dirty else None
+
+
+def _telling(items: Iterable[T], alive: Callable[[], object]) -> Iterator[T]:
+    """Yield what is given, and tell now and then that it goes on."""
+    for at, item in enumerate(items):
+        if at % _TOLD == 0:
+            alive()
+        yield item

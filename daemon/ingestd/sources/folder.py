@@ -205,7 +205,7 @@ class FolderSource:
 
     def run(self, intake: Intake, *, once: bool) -> None:
         """Hand in events until ``intake`` raises Stopped, or, with ``once``, until what is there now is settled."""
-        self._rounds.load()
+        self._rounds.load(intake)
         if once:
             self._run_once(intake)
             return
@@ -269,7 +269,7 @@ class FolderSource:
 
     def absent(self) -> frozenset[str]:
         """Return the documents that are known and whose files are not there now."""
-        self._rounds.load(confirmed=False)
+        self._rounds.load()
         try:
             return self._rounds.absent()
         except RootGoneError as error:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 DATABASE = "ingestd.db"
 _SIDES = ("-wal", "-shm")
 _PAGE = 1_000
+_SMALLEST_PAGE = 512
+"""Bytes of SQLite's."""
 
 
 def make_directory(state_dir: Path) -> None:
@@ -100,7 +102,8 @@ def _is_damaged(path: Path) -> bool:
     if not path.exists():
         # A log without its database is what is left of one: SQLite would replay it into whatever takes its place.
         return any(side(path, suffix).exists() for suffix in _SIDES)
-    if path.stat().st_size == 0:  # never so by our hand (see _create)
+    size = path.stat().st_size
+    if size == 0 or size % _SMALLEST_PAGE:  # never so by our hand (see _create), nor by SQLite's
         return True
     known = sealed(path)
     if known is False:

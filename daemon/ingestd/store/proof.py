@@ -2,8 +2,8 @@
 
 Two small files beside it:
 
-- A *seal*, of a database that was closed: its digest, with the size and the time that the file had then. It is broken
-  before anything is written. A checksum for each record was turned down: every write would pay for it.
+- A *seal*, of a database that was closed: its digest, with the time of its last change. It is broken before anything is
+  written. A checksum for each record was turned down: every write would pay for it.
 - A *mark*, of one that is in use: how many transactions it has been through, written after each. A log that lost its
   end, or a frame in its middle, is to SQLite a shorter log: what it had acknowledged is gone without a word. The mark
   is not synced. A commit is on disk before its mark is written, so whatever becomes of the machine, the mark is never
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SEAL = ".sum"
 MARK = ".commits"
-_SEALED = re.compile(rb"([0-9a-f]{64}) (\d+) (\d+)\n")
+_SEALED = re.compile(rb"([0-9a-f]{64}) (\d+)\n")
 _MARKED = re.compile(rb"(\d{20}) ([0-9a-f]{8})\n")
 
 
@@ -59,7 +59,7 @@ def seal(path: Path) -> None:
     with suppress(OSError):
         if not side(path, "-wal").exists():
             with unfinished.open("wb") as file:
-                file.write(f"{_digest(path)} {_shape(path)}\n".encode())
+                file.write(f"{_digest(path)} {path.stat().st_mtime_ns}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.rename(side(path, SEAL))
@@ -78,7 +78,7 @@ def sealed(path: Path) -> bool | None:
     if side(path, "-wal").exists() or not side(path, SEAL).exists():
         return None
     found = _SEALED.fullmatch(side(path, SEAL).read_bytes())
-    if found is None or b"%b %b" % found.group(2, 3) != _shape(path).encode():
+    if found is None or int(found[2]) != path.stat().st_mtime_ns:
         return None
     return found[1].decode() == _digest(path)
 
@@ -92,11 +92,6 @@ def break_seal(path: Path) -> None:
     if side(path, SEAL).exists():
         side(path, SEAL).unlink()
         sync_directory(path)
-
-
-def _shape(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _digest(path: Path) -> str:
