@@ -173,9 +173,13 @@ def test_too_large_is_told_apart_from_too_much() -> None:
     large = _Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "grpc: received message larger than max (69 vs. 67)")
     assert isinstance(verdict(large, doing="writing"), TooLargeError)
     for answer in (Request.KEYS, Request.READ, Request.SETUP):
-        assert isinstance(verdict(large, doing="asking", request=answer), UnavailableError)
+        found = verdict(large, doing="asking", request=answer)
+        assert isinstance(found, UnavailableError)
+        assert not found.refused
     busy = _Rpc(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests")
-    assert isinstance(verdict(busy, doing="writing"), UnavailableError)
+    found = verdict(busy, doing="writing")
+    assert isinstance(found, UnavailableError)
+    assert found.refused
 
 
 def test_an_error_raised_from_itself_ends() -> None:

@@ -76,7 +76,7 @@ def audit(
             _print(scratch, counts, limit, repaired=repair)
         if scratch.left():
             return Exit.DIFFERENCES
-    return Exit.FAILURE if any(found.unknown for found in counts.values()) else Exit.DONE
+    return Exit.FAILURE if any(found.unknown or found.undecided for found in counts.values()) else Exit.DONE
 
 
 def _chosen(settings: Settings, collection: str | None) -> list[str]:
@@ -224,5 +224,6 @@ def _rows(scratch: Scratch, counts: Mapping[str, Counts], *, repaired: bool) -> 
     for name, found in counts.items():
         kinds = {kind.value: count for kind, count in scratch.counts(name).items()}
         mended = {"repaired": scratch.mended(name)} if repaired else {}
-        rows.append({"name": name, "documents": found.documents, "rows": found.rows, **kinds, **mended})
+        left = {"undecided": found.undecided}
+        rows.append({"name": name, "documents": found.documents, "rows": found.rows, **kinds, **left, **mended})
     return rows

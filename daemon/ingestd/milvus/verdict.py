@@ -122,9 +122,12 @@ def _by_status(seen: _Seen, message: str, request: Request) -> IngestError:
     if seen.status in _REFUSED_STATUS:
         return ConfigError(f"milvus: {message} ({_cure(seen.status)})")
     # Of anything but a write it is the answer that is too large, and no row that could be split off.
-    if seen.status == "RESOURCE_EXHAUSTED" and "larger than max" in seen.text and request is Request.WRITE:
+    too_large = seen.status == "RESOURCE_EXHAUSTED" and "larger than max" in seen.text
+    if too_large and request is Request.WRITE:
         return TooLargeError(message)
-    return UnavailableError(DEPENDENCY, f"{message} [{seen.status}]")
+    # A limit, of a proxy before the server or of a service: what it refuses is asked again at its pace.
+    limited = seen.status == "RESOURCE_EXHAUSTED" and not too_large
+    return UnavailableError(DEPENDENCY, f"{message} [{seen.status}]", refused=limited)
 
 
 def _by_code(seen: _Seen, message: str, request: Request) -> IngestError:
