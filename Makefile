@@ -7,8 +7,9 @@ CONSTRAINTS ?= constraints.txt
 CRANFIELD ?= ../shared/data/cranfield
 # Passed on to pytest: make test ARGS="tests/unit -k lanes"
 ARGS ?=
-# How many processes run the tests; each starts the servers that its files need. 0 runs them in one, for a debugger.
-JOBS ?= 2
+# How many processes run the tests, on two cores: they often wait. Each starts the servers that its files need. 0 runs
+# them in one, for a debugger.
+JOBS ?= 3
 
 BIN := .venv/bin
 STAMP := .venv/.setup-is-done
@@ -47,7 +48,9 @@ run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else need
 run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples on it, and the daemon
 	@exec $(BIN)/python -m tests.tools.run_kafka
 
+# Compiled first: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set each would compile all.
 test: $(STAMP) ## Run all the tests
+	@$(BIN)/python -m compileall -q daemon tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(STAMP) ## Measure how well documents are found, and whether bad ones delay them (a quarter of an hour); figures go to benchmarks-out/
