@@ -648,6 +648,15 @@ class Store(Ledger, SeenStore, Protocol):
         """
         ...
 
+    def postpone(self, parked: Sequence[Parked], due_at: float) -> int:
+        """Let parked events wait on, with the tries that they have; return how many of them are there.
+
+        Args:
+            parked: The events.
+            due_at: Until when, in seconds since 1970.
+        """
+        ...
+
     def parked_of(self, collection: str, documents: Sequence[str]) -> frozenset[str]:
         """Return those of these documents that have events in the retry queue."""
         ...

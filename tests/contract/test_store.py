@@ -335,6 +335,16 @@ def test_a_daemon_asks_for_its_own_events_alone(store: SqliteStore) -> None:
     assert store.waiting(owned) == 1
 
 
+def test_what_is_postponed_waits_on_with_its_tries(store: SqliteStore) -> None:
+    """Behind what is due by then; one that was settled meanwhile, or has failed once more, is left as it is."""
+    for name in ("a", "b", "c"):
+        store.settle([retrying(upsert(name), 1.0)], FINGERPRINTS)
+    a, b, c = store.due(NOW + 1, 9)
+    store.settle([written(again(b)), retrying(again(c), 5.0)], FINGERPRINTS)
+    assert store.postpone([a, b, c], NOW + 30) == 1
+    assert store.parked() == [replace(c, attempt=3, due_at=NOW + 5), replace(a, due_at=NOW + 30)]
+
+
 def test_hastening_makes_all_due_now(store: SqliteStore) -> None:
     """What waits is due at once, what was due already keeps its turn, and all are counted."""
     store.settle([retrying(upsert("late"), 500.0), retrying(upsert("early"), 1.0)], FINGERPRINTS)

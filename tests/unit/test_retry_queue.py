@@ -13,7 +13,7 @@ from tests.fakes import COLLECTION, FINGERPRINT, NOW, ListSource, ManualClock, M
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
 from ingestd.engine.pulse import Pulse
-from ingestd.engine.sources import REVIVE, RetryQueue
+from ingestd.engine.sources import REVIVE, STUCK, RetryQueue
 from ingestd.engine.tally import Tally
 from ingestd.errors import Superseded, UnavailableError
 from ingestd.metrics import Metrics
@@ -390,11 +390,34 @@ def test_why_an_event_waits_on_is_said_once(bench: Bench, capsys: pytest.Capture
     bench.source.revive = ask  # type: ignore[method-assign]
     for _turn in range(4):
         bench.queue._revive()
+        bench.clock.advance(STUCK)
     (event,) = bench.taken()
     bench.settle(Outcome(replace(event, attempt=2), Verdict.RETRYING, failure=FAILURE, wait=0.0))
     bench.queue._revive()
     said = [line.partition("error=")[2].split("\x1b")[0] for line in capsys.readouterr().out.splitlines()]
     assert [line.strip("'") for line in said if line] == ["away", "still away", "away"]
+
+
+def test_events_that_cannot_come_back_stand_in_nobodys_way(bench: Bench) -> None:
+    """However many they are, and however long they have been due; and they come when their source is back."""
+
+    def away(_parked: Parked | DeadLetter) -> Event | None:
+        raise UnavailableError("source:cms", "the folder is gone")
+
+    revive, bench.source.revive = bench.source.revive, away  # type: ignore[method-assign]
+    bench.park(*(upsert(f"d{n}", "x", n) for n in range(3 * REVIVE)))
+    note = replace(upsert("n", "x", source="wiki"), key=DocumentKey("notes", "n"))
+    bench.park(upsert("last", "x", 3 * REVIVE), note, wait=1.0)
+    bench.clock.advance(1.0)
+    for _turn in range(4):
+        bench.queue._revive()
+    assert [event.key.document_id for event in bench.taken("notes")] == ["n"]
+    assert bench.queue.waiting() == 3 * REVIVE + 2
+    bench.source.revive = revive  # type: ignore[method-assign]
+    bench.clock.advance(STUCK)
+    for _turn in range(4):
+        bench.queue._revive()
+    assert len(bench.taken()) == 3 * REVIVE + 1
 
 
 def test_hastened_events_come_back_at_once(bench: Bench) -> None:

@@ -28,6 +28,10 @@ POLL = 0.5
 """Seconds between two looks at the retry queue, and the most that one look waits for room in the lanes."""
 REVIVE = 100
 """Parked events that are taken at a time."""
+STUCK = 2.0
+"""Seconds until one that its source cannot bring back now is due again."""
+MANY = 10_000
+"""Of those, how many are remembered, so that they are said once."""
 
 log = structlog.get_logger(__name__)
 
@@ -200,7 +204,7 @@ class RetryQueue:
         """Leases that had ended when their events were parked, by source: whoever withdraws them may have been there
         before."""
         self._waits: dict[_Place, str] = {}
-        """What could not be brought back at the last look, and why."""
+        """What could not be brought back when it was last due, and why."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="retries", daemon=True)
 
@@ -276,16 +280,18 @@ class RetryQueue:
 
     def _revive(self) -> None:
         until = time.monotonic() + POLL
-        waits: dict[_Place, str] = {}
+        stuck = []
         for parked in self._due():
             self._pulse.beat("retries")
             try:
                 event = self._sources[parked.source].revive(self._store.whole(parked)) or _gone(parked)
             except UnavailableError as error:
-                waits[_place(parked)] = str(error)
-                if self._waits.get(_place(parked)) != str(error):  # it is asked twice a second
+                stuck.append(parked)
+                if self._waits.get(_place(parked)) != str(error):  # it is asked again and again
                     log.warning("a parked event waits on", document_id=parked.key.document_id, error=str(error))
+                self._waits[_place(parked)] = str(error)
                 continue
+            self._waits.pop(_place(parked), None)
             if event.key != parked.key:
                 self._name(parked, event)
                 continue
@@ -296,7 +302,11 @@ class RetryQueue:
                 on_accept=self._tally.revive,
                 patience=max(0.0, until - time.monotonic()),
             )
-        self._waits = waits
+        if stuck:
+            # Behind all that is due: a folder that is away must not stand before what other sources have.
+            self._store.postpone(stuck, self._clock.time() + STUCK)
+        if len(self._waits) > MANY:
+            self._waits.clear()  # some are said once more
 
     def _name(self, parked: Parked, event: Event) -> None:
         """Let a record that could not be read before wait under the document that it turns out to be about.

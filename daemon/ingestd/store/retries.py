@@ -276,6 +276,16 @@ def hasten(connection: sqlite3.Connection, now: float, source: str | None, posit
     return sum(connection.execute(query, (now, source, everything, to_column(at))).rowcount for at in places)
 
 
+def postpone(connection: sqlite3.Connection, events: Sequence[Parked], due_at: float) -> int:
+    """Let parked events wait on, with the tries that they have; return how many of them are there."""
+    query = (
+        "UPDATE parked SET due_at = ? WHERE collection = ? AND document_id = ? AND source = ? AND position = ? "
+        "AND attempt = ?"
+    )
+    places = ((due_at, *_where(each, each.key), each.attempt) for each in events)
+    return sum(connection.execute(query, place).rowcount for place in places)
+
+
 def whole(connection: sqlite3.Connection, parked: Parked) -> Parked:
     """Return a parked event with the copy of its record: one at a time, for values are large."""
     query = "SELECT record, value FROM parked WHERE collection = ? AND document_id = ? AND source = ? AND position = ?"

@@ -386,6 +386,10 @@ class SqliteStore:
         """
         return self._write(partial(retries.hasten, now=now, source=source, positions=positions))
 
+    def postpone(self, parked: Sequence[Parked], due_at: float) -> int:
+        """Let parked events wait until then, with the tries that they have; return how many of them are there."""
+        return self._write(partial(retries.postpone, events=parked, due_at=due_at))
+
     def whole(self, parked: Parked) -> Parked:
         """Return a parked event with the copy of its record, if one is kept."""
         with self._readers.lease() as connection:
