@@ -401,8 +401,8 @@ def test_why_an_event_waits_on_is_said_once(bench: Bench, capsys: pytest.Capture
 def test_events_that_cannot_come_back_stand_in_nobodys_way(bench: Bench) -> None:
     """However many they are, and however long they have been due; and they come when their source is back."""
 
-    def away(_parked: Parked | DeadLetter) -> Event | None:
-        raise UnavailableError("source:cms", "the folder is gone")
+    def away(parked: Parked | DeadLetter) -> Event | None:
+        raise UnavailableError("source:cms", f"the folder of {parked.source} is gone")
 
     revive, bench.source.revive = bench.source.revive, away  # type: ignore[method-assign]
     bench.park(*(upsert(f"d{n}", "x", n) for n in range(3 * REVIVE)))
