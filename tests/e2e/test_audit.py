@@ -110,7 +110,7 @@ def test_what_was_changed_is_found_exactly_and_mended(filled: Workplace) -> None
     assert all(one["detail"].endswith("; mended") for one in repaired["differences"])
     with tampering(filled) as milvus:
         now = milvus.said()
-    after = {"name": "articles", "documents": 6, "rows": len(now), **dict.fromkeys(KINDS, 0)}
+    after = {"name": "articles", "documents": 6, "rows": len(now), **dict.fromkeys([*KINDS, "undecided"], 0)}
     assert audit(filled) == {"collections": [after], "differences": []}
     untouched = {at: row for at, row in whole.items() if row["document_id"] not in {"inbox/4.txt", "inbox/5.txt"}}
     assert {at: now[at] for at in untouched} == untouched
@@ -125,7 +125,7 @@ def test_a_person_reads_what_differs(filled: Workplace) -> None:
     answer = filled.ask("audit", "--limit", "2")
     assert answer.code == 4, answer.err
     lines = answer.out.splitlines()
-    assert lines[0].split() == ["name", "documents", "rows", *KINDS]
+    assert lines[0].split() == ["name", "documents", "rows", *KINDS, "undecided"]
     assert lines[1].split()[0] == "articles"
     assert "articles: 4 stale" in lines
     assert "  … and 2 more; --limit and --json show them" in lines
