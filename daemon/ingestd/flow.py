@@ -246,7 +246,7 @@ def _prepare(ground: _Ground, collection: str, processing: _Processing, *, uncle
     def made_true() -> Reconciled:
         if not relies_on_ledger(ground.settings, collection):
             return bind_anew(ground.store, collection, identity)
-        return reconcile(ground.store, sink, identity, unclean=unclean, beat=beat)
+        return reconcile(ground.store, sink, identity, unclean=unclean, shared=shared, beat=beat)
 
     identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
     found = ground.breakers.hold(made_true, beat=beat, calling=beat)

@@ -586,6 +586,18 @@ class Ledger(Protocol):
         """Void the collection's entries and seens, and start again from these, in one transaction."""
         ...
 
+    def doubt(self, collection: str) -> None:
+        """Note, durably, that nothing but the keys of a collection's entries is believed, and have all read again."""
+        ...
+
+    def doubted(self, collection: str) -> bool:
+        """Return whether ``doubt`` was called, by any run, and ``undoubted`` was not since."""
+        ...
+
+    def undoubted(self, collection: str) -> None:
+        """Note that the entries say it themselves."""
+        ...
+
     def collection_entries(self, collection: str) -> Iterator[Entry]:
         """Yield all entries of a collection."""
         ...

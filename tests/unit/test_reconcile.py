@@ -9,6 +9,7 @@ import pytest
 from tests.fakes import COLLECTION, Assembly, MemorySink, delete, open_store, upsert
 
 from ingestd.engine.reconcile import Reconciled, reconcile
+from ingestd.errors import UnavailableError
 from ingestd.model import EXPLICIT, DocumentKey, Verdict, Version, chunk_ids
 
 if TYPE_CHECKING:
@@ -128,8 +129,9 @@ def test_of_an_older_collection_nothing_but_keys_is_believed(store: SqliteStore,
     sink.rows.clear()
     sink.rows.update(older)
     assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(missing=1)
-    assert list(store.seen("cms")) == []
+    assert {seen.fingerprint for seen in store.seen("cms")} <= {""}
     assert not entry(store, "b").fingerprint
+    assert not store.doubted(COLLECTION)
     outcomes = stages.run(upsert("a", "zero\none\ntwo", 3), upsert("b", "three", 2))
     assert {outcome.event.key.document_id: outcome.embedded for outcome in outcomes} == {"a": 1, "b": 0}
     assert {key: (row.chunk_index, row.text) for key, row in sink.rows.items()} == {
@@ -149,8 +151,43 @@ def test_rows_that_another_member_wrote_are_left_to_it(tmp_path: Path, sink: Mem
         with open_store(tmp_path / "other") as other:
             reconcile(other, sink, "id-1", unclean=False)
             Assembly(other, sink).run(upsert("a", "one\ntwo", 2))
-        reconcile(old, sink, "id-1", unclean=True)
+        reconcile(old, sink, "id-1", unclean=True, shared=True)
         assert entry(old, "a") == leased
+        # Where nobody else writes the collection, that is how this ledger is found to be the older one.
+        reconcile(old, sink, "id-1", unclean=True)
+        assert entry(old, "a").doubtful == set(chunk_ids("a", ["two"]))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_doubt_outlives_a_start_that_is_cut_short(store: SqliteStore, sink: MemorySink, fails_at: int) -> None:
+    """Milvus goes away, or the daemon is killed, amid the look: the next one begins again, and believes as little."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    texts = {n: "\n".join(f"{n}: {line}" for line in range(400)) for n in range(8)}
+    stages.run(*(upsert(f"d{n}", text, n) for n, text in texts.items()))
+    older = dict(sink.rows)
+    stages.run(*(upsert(f"d{n}", f"first of {n}\n{text}", 10 + n) for n, text in texts.items()))
+    sink.rows.clear()
+    sink.rows.update(older)
+    asked = 0
+
+    def away(operation: str, _ids: object) -> None:
+        nonlocal asked
+        asked += operation == "existing"
+        if asked == fails_at:
+            raise UnavailableError("milvus", "it is away")
+
+    sink.before = away
+    with pytest.raises(UnavailableError):
+        reconcile(store, sink, "id-1", unclean=False)
+    sink.before = lambda _operation, _ids: None
+    reconcile(store, sink, "id-1", unclean=True)
+    assert not store.doubted(COLLECTION)
+    stages.run(*(upsert(f"d{n}", f"first of {n}\n{text}", 20 + n) for n, text in texts.items()))
+    for n, text in texts.items():
+        rows = sorted((row.chunk_index, row.text) for row in sink.rows.values() if row.document_id == f"d{n}")
+        assert [line for _at, line in rows] == [f"first of {n}", *text.split("\n")]
+        assert [at for at, _line in rows] == list(range(401))
 
 
 def test_a_row_that_is_counted_twice_is_no_stranger(store: SqliteStore, sink: MemorySink) -> None:

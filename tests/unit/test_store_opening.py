@@ -66,7 +66,7 @@ def rot(path: Path, data: bytes) -> None:
 
 def unseal(state: Path) -> None:
     """Take a closed file's digest away: what a test changes in it by hand is not to be found out by that."""
-    (state / "ingestd.db.sum").unlink()
+    (state / "ingestd.db.seal").unlink()
 
 
 def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_new_state_is_for_its_owner_alone(tmp_path: Path) -> None:
         "ingestd.db.commits": 0o600,
         "lock": 0o600,
     }
-    assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "ingestd.db.sum", "lock"]
+    assert sorted(path.name for path in state.iterdir()) == ["ingestd.db", "ingestd.db.seal", "lock"]
 
 
 def test_what_an_interrupted_first_start_left_is_no_obstacle(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_an_interrupted_first_start_left_is_no_obstacle(tmp_path: Path) -> 
     (tmp_path / "ingestd.db.new-journal").write_bytes(b"half")
     with opened(tmp_path) as store:
         assert not store.rebuilt
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ingestd.db", "ingestd.db.sum", "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ingestd.db", "ingestd.db.seal", "lock"]
 
 
 def overwrite_start(path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_file_that_somebody_wrote_to_is_looked_at_and_kept(tmp_path: Path) -> 
     with opened(tmp_path / "state") as store:
         assert not store.rebuilt
         assert store.entries([KEY]) == {KEY: ENTRY}
-    (tmp_path / "state" / "ingestd.db.sum").write_bytes(b"\0" * 64)  # a power cut before it was on disk
+    (tmp_path / "state" / "ingestd.db.seal").write_bytes(b"\0" * 64)  # a power cut before it was on disk
     with opened(tmp_path / "state") as store:
         assert not store.rebuilt
 
@@ -358,7 +358,36 @@ def test_a_log_with_a_frame_that_differs_is_damage(tmp_path: Path) -> None:
         assert store.rebuilt
 
 
-@pytest.mark.parametrize("mark", [b"", b"nonsense", b"0" * 20 + b" 00000000\n", None])
+@pytest.mark.parametrize("killed_again", [False, True])
+def test_a_backup_that_is_put_back_after_a_kill_is_kept(tmp_path: Path, *, killed_again: bool) -> None:
+    """It has fewer transactions than the one that was killed had, and is of another session: nothing of it is lost."""
+    filled(tmp_path / "running")
+    shutil.copytree(tmp_path / "running", tmp_path / "backup")
+    state = killed(tmp_path, 20)
+    for suffix in ("-wal", "-shm"):
+        (state / f"ingestd.db{suffix}").unlink()
+    shutil.copyfile(tmp_path / "backup" / "ingestd.db", state / "ingestd.db")
+    if killed_again:  # once more, before anything is written
+        with opened(state) as store:
+            assert not store.rebuilt
+            shutil.copytree(state, tmp_path / "again")
+        state = tmp_path / "again"
+    with opened(state) as store:
+        assert not store.rebuilt
+        assert store.entries([KEY]) == {KEY: ENTRY}
+
+
+def test_a_page_that_a_checkpoint_wrote_in_part_is_in_the_log(tmp_path: Path) -> None:
+    """A disk that was full for a moment, and a kill: SQLite takes the page from its log."""
+    state = killed(tmp_path, 20)
+    with (state / "ingestd.db").open("ab") as database:
+        database.write(b"\0" * 100)
+    with opened(state) as store:
+        assert not store.rebuilt
+        assert store.entries([KEY])[KEY].content == "19"
+
+
+@pytest.mark.parametrize("mark", [b"", b"nonsense", b"0" * 20 + b" 0123456789abcdef 00000000\n", None])
 def test_a_log_that_is_ahead_of_its_mark_is_sound(tmp_path: Path, mark: bytes | None) -> None:
     """The mark is not synced: after a power cut it may be an older one, or none, or none that can be read."""
     state = killed(tmp_path, 20)

@@ -50,7 +50,7 @@ def keys(path: Path) -> list[str]:
     """Return the keys that another process would see."""
     readers = Readers(path)
     with readers.lease() as connection:
-        query = "SELECT key FROM meta WHERE key <> 'commits' ORDER BY key"  # the writer's own
+        query = "SELECT key FROM meta WHERE key NOT IN ('commits', 'session') ORDER BY key"  # the writer's own
         found = [key for (key,) in connection.execute(query).fetchall()]
     readers.close()
     return found

@@ -74,9 +74,13 @@ def dead_letters() -> None:
 def list_letters(config_file: Path | None, *, as_json: bool, filters: Filters) -> None:
     """List dead letters, oldest first; those of the state before those of topics."""
     settings = load(config_file, level="warning")
+    rows, sources = [], set(settings.sources)
     with _kept(settings, filters.source) as kept:
-        rows = [one.listed() for one in kept if filters.fit(one.letter)]
-    if not rows and filters.source is not None and filters.source not in settings.sources:
+        for one in kept:
+            sources.add(one.letter.source)
+            if filters.fit(one.letter):
+                rows.append(one.listed())
+    if filters.source is not None and filters.source not in sources:
         raise click.UsageError(f"there is no source {filters.source!r}, nor a dead letter of one; see ingestd status")
     columns = ["id", "document_id", "stage", "error", "attempts", "message"]
     answer(rows, as_json=as_json, text=lambda _rows: table(rows, columns) if rows else ["no dead letters"])

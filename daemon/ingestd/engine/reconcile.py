@@ -5,9 +5,9 @@ its own loss: it is rebuilt from the collection's rows, whose keys say what was 
 twice. After an unclean end, on a new boot, or when the collection has another number of rows than the ledger knows
 (Milvus Lite acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is
 relied on. Where keys are missing, or rows are left over of documents that the ledger has, one of the two is not what it
-was: a backup was put back, or a power cut took the end. A row may then be there and be an older one, so every document
-is read again, and its rows are written again with the vectors that they have. Rows of documents that the ledger has not
-are said, and left to ``audit``: they may be another member's.
+was: a backup was put back, or a power cut took the end. A row may then be there and be an older one, so nothing but
+keys is believed any more: files are read again, and rows are written again with the vectors that they have. Rows of
+documents that the ledger has not are said, and left to ``audit``: they may be another member's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ class Reconciled:
 
 
 def reconcile(
-    ledger: Ledger, sink: Sink, identity: str, *, unclean: bool, beat: Callable[[], None] = lambda: None
+    ledger: Ledger,
+    sink: Sink,
+    identity: str,
+    *,
+    unclean: bool,
+    shared: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> Reconciled:
     """Make the ledger's entries about a collection true.
 
@@ -53,65 +59,128 @@ def reconcile(
         sink: The collection.
         identity: The collection's random id.
         unclean: Whether the last run did not end as it should, or the machine was started anew since.
+        shared: Whether other members write the collection: what one wrote under a lease is then asked of Milvus by
+            whoever has the lease next, and neither missing nor unknown rows of it are a sign of anything.
         beat: Called now and then.
 
     Raises:
-        UnavailableError: Milvus or the state is away; nothing is half done.
+        UnavailableError: Milvus or the state is away; what was found is known to the next try.
     """
     collection = sink.collection
     if ledger.binding(collection) != identity:
         return _rebuild(ledger, sink, identity, _entries(sink, beat))
     count = sink.count()
-    if not unclean and count == ledger.rows(collection):
+    if not unclean and count == ledger.rows(collection) and not ledger.doubted(collection):
         return Reconciled()
-    found = _Found()
+    check = _Check(ledger, sink, shared)
     for batch in _batches(ledger, collection):
         beat()
-        _verify(ledger, sink, batch, found)
-    log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=found.missing)
-    if count > found.met:
+        check.verify(batch)
+    log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=check.missing)
+    if count > check.met:
         # A server may count a row twice that two of its segments have: the rows themselves decide.
-        _adopt(ledger, _entries(sink, beat), found)
-    if found.strangers:
+        check.adopt(_entries(sink, beat))
+    if check.strangers:
         log.warning(
             "rows of documents that the ledger does not know",
             collection=collection,
-            rows=found.strangers,
+            rows=check.strangers,
             cure="ingestd audit says which; ingestd audit --repair mends them",
         )
-    if not found.lost and not found.adopted:
-        return Reconciled(missing=found.missing)
-    log.warning(
-        "the collection is not what this ledger left: its documents are read again, and nothing is embedded twice",
-        collection=collection,
-        missing=found.lost,
-        unknown=found.adopted,
-    )
-    ledger.bind(collection, identity, map(_doubted, ledger.collection_entries(collection)))
-    return Reconciled(missing=found.missing)
+    if ledger.doubted(collection):
+        log.warning(
+            "the collection is not what this ledger left: files are read again, and nothing is embedded twice",
+            collection=collection,
+            missing=check.missing,
+            unknown=check.adopted,
+            cure="of documents from topics, and of files that were moved away: ingestd audit --repair",
+        )
+        _doubt(ledger, collection, shared, beat)
+    return Reconciled(missing=check.missing)
 
 
-@dataclass(slots=True)
-class _Found:
-    """What holding the ledger against the collection has shown, in rows."""
+def _doubt(ledger: Ledger, collection: str, shared: bool, beat: Callable[[], None]) -> None:  # noqa: FBT001 - ours alone
+    """Have nothing but keys believed."""
+    batch: list[Entry] = []
+    for entry in ledger.collection_entries(collection):
+        if entry.present and not (shared and entry.tenure):
+            unknown = dict.fromkeys(entry.present, UNKNOWN_DIGEST)
+            batch.append(replace(entry, fingerprint="", content="", present=unknown))
+        if len(batch) >= KEYS:
+            beat()
+            ledger.write_ahead(batch)
+            batch = []
+    ledger.write_ahead(batch)
+    ledger.undoubted(collection)
 
-    met: int = 0
-    """Known, and there: doubtful ones too."""
-    missing: int = 0
-    """Known as present, and not there."""
-    lost: int = 0
-    """Those of ``missing`` that only this daemon could have taken away."""
-    adopted: int = 0
-    """There, of documents that the ledger has, and not known."""
-    strangers: int = 0
-    """There, of documents that it has not."""
 
+class _Check:
+    """Holds the ledger against the collection, in rows.
 
-def _doubted(entry: Entry) -> Entry:
-    """Return an entry of which only the keys are believed. What was written under a lease is asked of Milvus anyway."""
-    if entry.tenure:
-        return entry
-    return replace(entry, fingerprint="", content="", present=dict.fromkeys(entry.present, UNKNOWN_DIGEST))
+    Args:
+        ledger: The ledger.
+        sink: The collection.
+        shared: Whether other members write it.
+    """
+
+    def __init__(self, ledger: Ledger, sink: Sink, shared: bool) -> None:  # noqa: FBT001 - ours alone
+        self._ledger = ledger
+        self._sink = sink
+        self._shared = shared
+        self.met = 0
+        """Known, and there: doubtful ones too."""
+        self.missing = 0
+        """Known as present, and not there."""
+        self.adopted = 0
+        """There, of documents that the ledger has, and not known."""
+        self.strangers = 0
+        """There, of documents that it has not, or that another member may have written since."""
+
+    def verify(self, entries: list[Entry]) -> None:
+        """Look these entries' keys up; present ones that are not there become doubtful."""
+        keys = [chunk_id for entry in entries for chunk_id in (*entry.present, *entry.doubtful)]
+        there = self._sink.existing(keys)
+        changed = []
+        for entry in entries:
+            gone = entry.present.keys() - there
+            if gone:
+                self.missing += len(gone)
+                present = {chunk_id: digest for chunk_id, digest in entry.present.items() if chunk_id in there}
+                changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
+        self._write(changed)
+        self.met += len(there)
+
+    def adopt(self, entries: list[Entry]) -> None:
+        """Make rows doubtful that the ledger does not know, of documents that it does.
+
+        A tombstone with doubtful rows is deleted once more.
+
+        Args:
+            entries: What the collection's rows say.
+        """
+        for at in range(0, len(entries), KEYS):
+            some = entries[at : at + KEYS]
+            known = self._ledger.entries([entry.key for entry in some])
+            changed = []
+            for entry in some:
+                own = known.get(entry.key)
+                rows = entry.present.keys() - (own.present.keys() | own.doubtful if own else frozenset())
+                if own is None or self._is_anothers(own):
+                    self.strangers += len(rows)
+                elif rows:
+                    self.adopted += len(rows)
+                    changed.append(replace(own, doubtful=own.doubtful | rows))
+            self._write(changed)
+
+    def _is_anothers(self, entry: Entry) -> bool:
+        return self._shared and bool(entry.tenure)
+
+    def _write(self, changed: list[Entry]) -> None:
+        """Put findings down; before the first that is a sign of more, that all is in doubt: a crash loses neither."""
+        collection = self._sink.collection
+        if not all(map(self._is_anothers, changed)) and not self._ledger.doubted(collection):
+            self._ledger.doubt(collection)
+        self._ledger.write_ahead(changed)
 
 
 def _rebuild(ledger: Ledger, sink: Sink, identity: str, entries: list[Entry]) -> Reconciled:
@@ -194,47 +263,3 @@ def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:
             batch, keys = [], 0
     if batch:
         yield batch
-
-
-def _adopt(ledger: Ledger, entries: list[Entry], found: _Found) -> None:
-    """Make rows doubtful that the ledger does not know, of documents that it does.
-
-    A tombstone with doubtful rows is deleted once more. What a source under a lease wrote is left alone: whoever has
-    the lease next asks Milvus itself.
-
-    Args:
-        ledger: The ledger.
-        entries: What the collection's rows say.
-        found: What was found so far.
-    """
-    for at in range(0, len(entries), KEYS):
-        some = entries[at : at + KEYS]
-        known = ledger.entries([entry.key for entry in some])
-        changed = []
-        for entry in some:
-            own = known.get(entry.key)
-            if own is None:
-                found.strangers += len(entry.present)
-                continue
-            rows = entry.present.keys() - own.present.keys() - own.doubtful
-            if rows and not own.tenure:
-                found.adopted += len(rows)
-                changed.append(replace(own, doubtful=own.doubtful | rows))
-        if changed:
-            ledger.write_ahead(changed)
-
-
-def _verify(ledger: Ledger, sink: Sink, entries: list[Entry], found: _Found) -> None:
-    """Look these entries' keys up; present ones that are not there become doubtful."""
-    there = sink.existing([chunk_id for entry in entries for chunk_id in (*entry.present, *entry.doubtful)])
-    changed = []
-    for entry in entries:
-        gone = entry.present.keys() - there
-        if gone:
-            found.missing += len(gone)
-            found.lost += 0 if entry.tenure else len(gone)
-            present = {chunk_id: digest for chunk_id, digest in entry.present.items() if chunk_id in there}
-            changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
-    if changed:
-        ledger.write_ahead(changed)
-    found.met += len(there)

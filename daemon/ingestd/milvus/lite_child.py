@@ -126,7 +126,8 @@ def _without_twins(recover: Callable[..., Recovered]) -> Callable[..., Recovered
 
     Lite removes a log once its manifest names the segment that was made of it. After a kill in between it replays that
     log, and each of its rows is there twice, with equal sequence numbers, for good. The manifest says which log is the
-    first that it does not cover.
+    first that it does not cover. Where a segment that it names is not there or cannot be opened, after a power cut,
+    all logs stay: they may have what it had.
     """
 
     @functools.wraps(recover)
@@ -134,13 +135,29 @@ def _without_twins(recover: Callable[..., Recovered]) -> Callable[..., Recovered
         from milvus_lite.storage.wal import WAL  # noqa: PLC0415 - the child's work, not the daemon's
 
         folder = Path(data_dir, "wal")
-        for number in WAL.find_wal_files(str(folder)):
-            if manifest.active_wal_number is not None and number < manifest.active_wal_number:
+        first = manifest.active_wal_number or 0
+        covered = [number for number in WAL.find_wal_files(str(folder)) if number < first]
+        if covered and _has_all(Path(data_dir), manifest):
+            for number in covered:
                 for log in folder.glob(f"wal_*_{number:06d}.arrow"):
                     log.unlink()
         return recover(data_dir, schema, manifest)
 
     return recovering
+
+
+def _has_all(data_dir: Path, manifest: Manifest) -> bool:
+    """Return whether every file that a manifest names is there and has its end, where Parquet has its schema."""
+    from pyarrow import ArrowException, parquet  # noqa: PLC0415 - the child's work, not the daemon's
+
+    named = [*manifest.get_all_data_files().items(), *manifest.get_all_delta_files().items()]
+    for file in (data_dir / "partitions" / partition / name for partition, names in named for name in names):
+        try:
+            parquet.ParquetFile(file).close()
+        except (OSError, ArrowException) as error:
+            logging.getLogger(__name__).warning("a segment cannot be read, its log stays: %s", error)
+            return False
+    return True
 
 
 def _sweep(data_dir: Path) -> None:

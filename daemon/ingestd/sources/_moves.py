@@ -104,13 +104,18 @@ class Moves:
 
         Raises:
             OSError: It cannot be said: what became of it is not known, and the shelf cannot be looked at.
+            UnavailableError: Nor does the state say.
         """
         done, failed = self.shelves
         if done is not None or failed is None:
             return done is not None
-        path = path_of(self._name, document)
-        # With the state, or with another collection's, it is forgotten that the last version failed; the shelf knows.
-        return file.failed or (file.unseen and path is not None and failed.holds(path, document))
+        if file.unseen and not file.failed:
+            # With the state, or with another collection's, it is forgotten that the last version failed. A letter may
+            # be left, and the shelf has the file with the reason.
+            path, letter = path_of(self._name, document), self._scope.seen.letter
+            left = letter(self._name, document, self._collection) is not None
+            file.failed = left or (path is not None and failed.holds(path, document))
+        return file.failed
 
     def put(self, document: str, file: File) -> None:
         """Have a document's file moved, if it is one that goes away, ended as it has."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import Stopped
+from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import DocumentKey, Event, Op, Verdict
 from ingestd.sources._agenda import Agenda, Settling
 from ingestd.sources._ids import document_id, escape, path_of
@@ -399,7 +399,7 @@ class Rounds:
             return
         try:
             stays = self.moves.keeps(document, file)
-        except OSError as error:  # the next scan asks again
+        except (OSError, UnavailableError) as error:  # the next scan asks again
             log.warning("a delete waits, the shelf cannot be looked at", document_id=document, error=str(error))
             return
         if stays:

@@ -102,7 +102,28 @@ def bind(connection: sqlite3.Connection, collection: str, identity: str, entries
         "ON CONFLICT (collection) DO UPDATE SET identity = excluded.identity",
         (collection, identity),
     )
+    undoubted(connection, collection)
     put(connection, entries)
+
+
+def doubt(connection: sqlite3.Connection, collection: str) -> None:
+    """Note that nothing but the keys of a collection's entries is to be believed, and have its documents read again."""
+    connection.execute("REPLACE INTO meta (key, value) VALUES (?, '')", (_doubt_of(collection),))
+    connection.execute("UPDATE seens SET fingerprint = '' WHERE collection = ?", (collection,))
+
+
+def is_doubted(connection: sqlite3.Connection, collection: str) -> bool:
+    """Return whether that was noted, and not taken back."""
+    return connection.execute("SELECT 1 FROM meta WHERE key = ?", (_doubt_of(collection),)).fetchone() is not None
+
+
+def undoubted(connection: sqlite3.Connection, collection: str) -> None:
+    """Take it back: the entries say so themselves by now."""
+    connection.execute("DELETE FROM meta WHERE key = ?", (_doubt_of(collection),))
+
+
+def _doubt_of(collection: str) -> str:
+    return f"doubt of {collection}"
 
 
 def forget(connection: sqlite3.Connection, source: str, collection: str) -> None:

@@ -23,10 +23,12 @@ from ingestd.store import dead_letters, ledger, retries, runs, seens
 from ingestd.store.connections import connect, connect_reader, is_damage, is_outage, verdict_at_start
 from ingestd.store.lock import unusable
 from ingestd.store.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
-from ingestd.store.proof import MARK, break_seal, commits, marked, sealed, side, sync_directory
+from ingestd.store.proof import MARK, break_seal, is_short, marked, sealed, side, sync_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ingestd.store.proof import Marked
 
 DATABASE = "ingestd.db"
 _SIDES = ("-wal", "-shm")
@@ -102,41 +104,63 @@ def _is_damaged(path: Path) -> bool:
     if not path.exists():
         # A log without its database is what is left of one: SQLite would replay it into whatever takes its place.
         return any(side(path, suffix).exists() for suffix in _SIDES)
-    size = path.stat().st_size
-    if size == 0 or size % _SMALLEST_PAGE:  # never so by our hand (see _create), nor by SQLite's
+    if _is_ragged(path):  # never so by our hand (see _create), nor by SQLite's
         return True
     known = sealed(path)
-    if known is False:
-        return True
-    acknowledged = marked(path)
+    return known is False or not _is_sound(path, known=bool(known))
+
+
+def _is_ragged(path: Path) -> bool:
+    size = path.stat().st_size
+    # Where there is a log, it has what a checkpoint wrote in part.
+    return not size or bool(size % _SMALLEST_PAGE and not side(path, "-wal").exists())
+
+
+def _is_sound(path: Path, *, known: bool) -> bool:
+    """Return whether a file can be used.
+
+    Args:
+        path: The file.
+        known: Whether it is as it was left, byte for byte.
+
+    Raises:
+        sqlite3.Error: The disk does not answer, or the file cannot be judged.
+    """
+    mark = marked(path)
     try:
         with closing(connect(path)) as connection:
+            if not _is_known(connection):
+                return True
             (answer,) = connection.execute(f"PRAGMA {'quick' if known else 'integrity'}_check(1)").fetchone()
-            return bool(answer != "ok") or not (known or _is_whole(connection, acknowledged))
+            return bool(answer == "ok") and (known or _is_whole(connection, mark))
     except UnicodeDecodeError:  # SQLite's word on it quotes what it found
-        return True
+        return False
     except sqlite3.Error as error:
-        if is_outage(error):
-            raise
-        return True
+        if is_damage(error) or not hasattr(error, "sqlite_errorcode"):  # the module's own: a text that is no UTF-8
+            return False
+        raise
 
 
-def _is_whole(connection: sqlite3.Connection, acknowledged: int) -> bool:
+def _is_known(connection: sqlite3.Connection) -> bool:
+    """Return whether it is for us to judge: another program's and a newer version's file is left alone."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return bool(application == APPLICATION_ID and version <= len(MIGRATIONS))
+
+
+def _is_whole(connection: sqlite3.Connection, mark: Marked | None) -> bool:
     """Return whether all that was acknowledged is there, and can be read: what cannot would end each run that meets it.
 
     Args:
         connection: To a file that was not closed, or was changed since.
-        acknowledged: The number of transactions that were (``proof.marked``).
+        mark: What is known of it.
 
     Raises:
         sqlite3.Error: The disk does not answer.
     """
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID or version > len(MIGRATIONS):
-        return True  # another program's, or a newer version's: its tables are others
     try:
-        if commits(connection) < acknowledged:
+        if is_short(connection, mark):
             return False
         if version == len(MIGRATIONS):  # an older version's columns are others
             _read_all(connection)

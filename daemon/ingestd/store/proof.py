@@ -7,7 +7,8 @@ Two small files beside it:
 - A *mark*, of one that is in use: how many transactions it has been through, written after each. A log that lost its
   end, or a frame in its middle, is to SQLite a shorter log: what it had acknowledged is gone without a word. The mark
   is not synced. A commit is on disk before its mark is written, so whatever becomes of the machine, the mark is never
-  ahead of a database that lost nothing.
+  ahead of a database that lost nothing. It is about one session, whose id is in the database itself, and not only in
+  its log: a backup that is put in its place is of another one.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
+import sqlite3
 import zlib
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import sqlite3
     from pathlib import Path
 
-SEAL = ".sum"
+SEAL = ".seal"
 MARK = ".commits"
+_OLD_SEAL = ".sum"
+"""Of unreleased versions."""
 _SEALED = re.compile(rb"([0-9a-f]{64}) (\d+)\n")
-_MARKED = re.compile(rb"(\d{20}) ([0-9a-f]{8})\n")
+_MARKED = re.compile(rb"((\d{20}) ([0-9a-f]{16})) ([0-9a-f]{8})\n")
 
 
 def side(path: Path, suffix: str) -> Path:
@@ -92,6 +96,7 @@ def break_seal(path: Path) -> None:
     if side(path, SEAL).exists():
         side(path, SEAL).unlink()
         sync_directory(path)
+    side(path, _OLD_SEAL).unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
@@ -100,6 +105,15 @@ def _digest(path: Path) -> str:
 
 
 # Of a file that is in use
+
+
+class Marked(NamedTuple):
+    """What a mark says, or a database of itself."""
+
+    commits: int
+    """Transactions that it has been through; 0: it was never counted."""
+    session: str
+    """The id of the writer that went through the last of them."""
 
 
 class Mark:
@@ -112,20 +126,30 @@ class Mark:
     def __init__(self, path: Path) -> None:
         self._path = side(path, MARK)
         self._descriptor: int | None = None
+        self._session = secrets.token_hex(8)
+        self._begun = False
         self._count = 0
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Count one more, in the transaction that the connection is in."""
-        self._count = commits(connection) + 1
-        connection.execute("REPLACE INTO meta (key, value) VALUES ('commits', ?)", (str(self._count),))
+        self._count = told(connection).commits + 1
+        said = [("commits", str(self._count))]
+        if not self._begun:
+            said.append(("session", self._session))
+        connection.executemany("REPLACE INTO meta (key, value) VALUES (?, ?)", said)
 
-    def set(self) -> None:
+    def set(self, connection: sqlite3.Connection) -> None:
         """Write down, beside the database, that the transaction is on disk.
 
         A disk that does not take it says so with the next transaction; without its mark, this one is only less guarded.
         """
-        number = f"{self._count:020d}"
-        line = f"{number} {zlib.crc32(number.encode()):08x}\n".encode()
+        if not self._begun:
+            # Out of the log, which may be lost. Where a reader is in the way, the session is known a little later.
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._begun = True
+        said = f"{self._count:020d} {self._session}"
+        line = f"{said} {zlib.crc32(said.encode()):08x}\n".encode()
         with suppress(OSError):
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
@@ -139,19 +163,20 @@ class Mark:
             os.close(descriptor)
 
 
-def commits(connection: sqlite3.Connection) -> int:
-    """Return how many transactions a database says that it has been through; 0: it was never counted.
+def told(connection: sqlite3.Connection) -> Marked:
+    """Return what a database says of itself.
 
     Raises:
         sqlite3.Error: It cannot be read.
         ValueError: What it says is no number.
     """
-    row = connection.execute("SELECT value FROM meta WHERE key = 'commits'").fetchone()
-    return 0 if row is None else int(row[0])
+    query = "SELECT key, value FROM meta WHERE key IN ('commits', 'session')"
+    said = dict(connection.execute(query).fetchall())
+    return Marked(int(said.get("commits", 0)), said.get("session", ""))
 
 
-def marked(path: Path) -> int:
-    """Return how many transactions of a database were acknowledged, as far as its mark says; 0: there is none.
+def marked(path: Path) -> Marked | None:
+    """Return what the mark of a database says; None: there is none, or none that can be read.
 
     Raises:
         OSError: The disk does not answer.
@@ -159,5 +184,18 @@ def marked(path: Path) -> int:
     try:
         found = _MARKED.fullmatch(side(path, MARK).read_bytes())
     except FileNotFoundError:
-        return 0
-    return int(found[1]) if found and int(found[2], 16) == zlib.crc32(found[1]) else 0
+        return None
+    if found is None or int(found[4], 16) != zlib.crc32(found[1]):
+        return None
+    return Marked(int(found[2]), found[3].decode())
+
+
+def is_short(connection: sqlite3.Connection, mark: Marked | None) -> bool:
+    """Return whether a database lacks transactions that its own session has acknowledged.
+
+    Raises:
+        sqlite3.Error: It cannot be read.
+        ValueError: What it says is no number.
+    """
+    known = told(connection)
+    return mark is not None and known.session == mark.session and known.commits < mark.commits

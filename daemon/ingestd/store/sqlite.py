@@ -222,6 +222,19 @@ class SqliteStore:
         """
         self._write(partial(ledger.bind, collection=collection, identity=identity, entries=entries))
 
+    def doubt(self, collection: str) -> None:
+        """Note that nothing but the keys of a collection's entries is believed; what was seen of it is void."""
+        self._write(partial(ledger.doubt, collection=collection))
+
+    def doubted(self, collection: str) -> bool:
+        """Return whether ``doubt`` was called, and ``undoubted`` was not since."""
+        with self._readers.lease() as connection:
+            return ledger.is_doubted(connection, collection)
+
+    def undoubted(self, collection: str) -> None:
+        """Note that the entries say it themselves."""
+        self._write(partial(ledger.undoubted, collection=collection))
+
     def collection_entries(self, collection: str) -> Iterator[Entry]:
         """Yield all entries of a collection, tombstones too."""
         after, more = 0, True

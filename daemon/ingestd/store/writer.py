@@ -166,7 +166,7 @@ class Writer:
         answers = [change.run(self._connection) for change in group]
         self._mark.begin(self._connection)
         self._connection.execute("COMMIT")
-        self._mark.set()
+        self._mark.set(self._connection)
         return answers
 
     def _verdict(self, error: Exception) -> IngestError:
