@@ -17,7 +17,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
+.PHONY: help setup run run-kafka test test-long bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
@@ -49,9 +49,13 @@ run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples 
 	@exec $(BIN)/python -m tests.tools.run_kafka
 
 # Compiled first: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set each would compile all.
-test: $(STAMP) ## Run all the tests
+test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m compileall -q daemon tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
+
+test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns have in a longer form
+	@$(BIN)/python -m compileall -q daemon tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 bench: $(STAMP) ## Measure how well documents are found, and whether bad ones delay them (a quarter of an hour); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }

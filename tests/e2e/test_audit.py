@@ -162,6 +162,7 @@ def test_a_running_daemon_mends_what_differs(filled: Workplace) -> None:
     assert differences(audit(filled)) == set()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_busy_daemon_has_no_difference(workplace: Workplace) -> None:
     """A slow model, and files that are made, edited and removed all the time: nothing false is found, and what was

@@ -107,6 +107,7 @@ def test_a_key_that_is_there_twice_is_found_and_mended(served: Workplace, milvus
         assert milvus.said() == whole
 
 
+@pytest.mark.long
 @pytest.mark.milvus
 @pytest.mark.timeout(600)
 def test_what_slips_through_a_lease_is_found_and_mended(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.fixtures.corpus import ARTICLES, copy_articles, fold
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 NOTHING = dict.fromkeys(("written", "deleted", "unchanged", "superseded", "dead_lettered", "retrying", "in_flight"), 0)
 
 
+@pytest.mark.long
 def test_a_folder_of_articles_is_kept_equal_to_its_collection(workplace: Workplace) -> None:
     """All are written once; an edit embeds at most two chunks; what was deleted or renamed leaves nothing behind."""
     files = copy_articles(workplace.inbox)

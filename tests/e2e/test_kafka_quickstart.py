@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fixtures.daemon import wait_for
+from tests.fixtures.daemon import PATIENCE, wait_for
 from tests.tools import run_kafka
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Running:
             status = self.ingestd("status", "--json", "--config", run_kafka.CONFIG, codes=(0, 1))
             return bool(json.loads(status)["totals"]["written"] >= count)
 
-        wait_for(written, f"{count} documents are written")
+        wait_for(written, f"{count} documents are written", 2 * PATIENCE)  # with real models
 
 
 @pytest.fixture

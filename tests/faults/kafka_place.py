@@ -84,9 +84,9 @@ class Place:
             consumer.close()
         return sum(offset or 0 for offset in found)
 
-    def until_committed(self) -> None:
+    def until_committed(self, seconds: float = PATIENCE) -> None:
         """Wait until the group has committed all that was produced."""
-        wait_for(lambda: self.committed() == self.count, "all is committed")
+        wait_for(lambda: self.committed() == self.count, "all is committed", seconds)
 
 
 def record(document: str, partition: int = 0, **more: object) -> Record:

@@ -42,6 +42,7 @@ def test_traps_in_the_folder_catch_nothing(tmp_path: Path) -> None:
     _play(traps, tmp_path)
 
 
+@pytest.mark.long
 def test_a_text_that_looks_like_an_outage_is_found_out(tmp_path: Path) -> None:
     """Its provider answers 500, or not at all, whenever it is in a batch: it is a dead letter, and others go on."""
     _play(provider, tmp_path)

@@ -23,6 +23,7 @@ SLOW = 0.005
 """Seconds a chunk, so that there is a middle to be killed in."""
 
 
+@pytest.mark.long
 def test_rows_are_the_same_whenever_the_daemon_is_killed(workplace: Workplace, tmp_path: Path) -> None:
     """SIGKILL at random moments while files change: nothing is left, and the rows are those of an unkilled run."""
     seed = random.randrange(2**32)

@@ -182,6 +182,7 @@ def _after(daemon: Daemon, seconds: float) -> None:
     daemon.until(lambda: time.monotonic() >= until, "the moment of the kill")
 
 
+@pytest.mark.long
 def test_nothing_is_lost_whenever_the_daemon_is_killed(workplace: Workplace) -> None:
     """Files and newer ones of their names are dropped, and the daemon is killed again and again."""
     seed = random.randrange(2**32)

@@ -39,17 +39,19 @@ def test_a_topic_is_worked_off(tmp_path: Path, seed: int, broker: Literal["tansu
     assert figures["kinds_of_poison"] > 5
 
 
-@pytest.mark.parametrize(("broker", "times"), [("tansu", 2), ("noida", 5)])
+@pytest.mark.parametrize(("broker", "times"), [("tansu", 2), pytest.param("noida", 5, marks=pytest.mark.long)])
 def test_a_member_may_be_killed(tmp_path: Path, seed: int, broker: Literal["tansu", "noida"], times: int) -> None:
     """SIGKILL at random moments of the work: the same, and no more is done again than was not committed."""
     kills(Wish(6000, 6000, broker=broker, seed=seed), tmp_path / "kills", report, times=times)
 
 
+@pytest.mark.long
 def test_members_may_come_and_go(tmp_path: Path, seed: int) -> None:
     """Three members that are stopped, killed and started while events keep coming, and share a Milvus: the same."""
     members(Wish(2000, 400, seed=seed), tmp_path / "members", report, times=5, every=4.0)
 
 
+@pytest.mark.long
 def test_a_member_that_was_stopped_overwrites_nothing(tmp_path: Path, seed: int) -> None:
     """SIGSTOP with work in flight, until another member has done it and more; SIGCONT: what is old is given back."""
     stopped(Wish(1000, 100, seed=seed), tmp_path / "stopped", report, times=1)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.long
 def test_errors_of_brokers_are_seen_through_or_said(mock_cluster: Mock) -> None:
     """All at once, each on a cluster of its own, in another process: some requests end the mock's process with it."""
     mock_cluster.stop()  # it is here only to say whether its package is

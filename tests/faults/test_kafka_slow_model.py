@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.lite, pytest.mark.kafka]
 BATCH_SECONDS = 30.0
 
 
+@pytest.mark.long
 def test_a_slow_batch_does_not_cost_the_partitions(workplace: Workplace, tansu: Tansu) -> None:
     """Thirty seconds a batch, six between two polls: one rebalance, the first; nothing is done twice."""
     consumer = {"session_timeout_ms": SESSION_MS, "max_poll_interval_ms": SESSION_MS}

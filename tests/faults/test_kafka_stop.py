@@ -23,6 +23,7 @@ END = 10.0
 """Seconds beyond the drain for leaving the group, for Milvus, and for a machine that is busy."""
 
 
+@pytest.mark.timeout(600)
 def test_a_stop_amid_a_rebalance(workplace: Workplace, tansu: Tansu, tmp_path: Path) -> None:
     """SIGTERM to one that holds partitions, Ctrl-C to one that waits to be let in: both end in time, and all is done
     by whoever comes next.
@@ -47,7 +48,7 @@ def test_a_stop_amid_a_rebalance(workplace: Workplace, tansu: Tansu, tmp_path: P
         workplace.configure("embedders.hash.delay_seconds_per_text", 0.0)
         with workplace.daemon() as last:
             last.until_ready()
-            place.until_committed()
+            place.until_committed(240)  # Tansu leaves whoever comes after such an end unanswered for minutes, at times
             assert last.totals["dead_lettered"] == 0
         assert documents == workplace.documents() | other.documents()
 

@@ -140,6 +140,7 @@ def _idle(daemon: Daemon, documents: int) -> bool:
     return bool(status.get("ready")) and not totals["in_flight"] and totals["accepted"] >= documents
 
 
+@pytest.mark.long
 def test_ten_reloads_leave_nothing_behind(workplace: Workplace) -> None:
     """No descriptor, no thread and no child more than before, and no folder or file in the state directory."""
     workplace.write("one.txt", "A text.")
