@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 from tests.fixtures.brokers import create_topic, produce
-from tests.fixtures.daemon import COLLECTION, wait_for
+from tests.fixtures.daemon import COLLECTION, PATIENCE, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
