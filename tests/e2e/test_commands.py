@@ -170,6 +170,7 @@ def test_status_of_a_daemon_that_starts(workplace: Workplace) -> None:
     assert not workplace.ask("status", "--json").json["running"]
 
 
+@pytest.mark.long
 def test_what_documents_hold_cannot_steer_the_terminal(workplace: Workplace) -> None:
     """Escapes, line ends and turned directions in names and texts are printed as escapes, by every command."""
     good, bad = "good\x1b]0;owned\x07\n\x9b2J\u202e.txt", "bad\x1b[2J\r\u2066.json"

@@ -104,7 +104,9 @@ def _children(daemon: Daemon) -> set[int]:
     return {child.pid for child in psutil.Process(daemon.pid).children()}
 
 
-@pytest.mark.parametrize("drain", [25.0, 0.5], ids=["drained", "given up"])
+@pytest.mark.parametrize(
+    "drain", [pytest.param(25.0, id="drained", marks=pytest.mark.long), pytest.param(0.5, id="given up")]
+)
 def test_amid_heavy_work_nothing_is_lost_or_doubled(workplace: Workplace, drain: float) -> None:
     """Two reloads while articles are embedded, with files that change meanwhile: rows are what the folder says.
 

@@ -291,7 +291,9 @@ def test_a_delete_that_the_source_would_not_read_is_refused(tmp_path: Path, sett
     assert answer.err.startswith(said)
 
 
-@pytest.mark.parametrize("on_topic", [False, True], ids=["state", "topic"])
+@pytest.mark.parametrize(
+    "on_topic", [pytest.param(False, id="state"), pytest.param(True, id="topic", marks=pytest.mark.long)]
+)
 def test_what_failed_is_shown_as_it_came(tansu: Tansu, there: str, tmp_path: Path, *, on_topic: bool) -> None:
     """Text as text, escaped and cut, other bytes not; null is a tombstone; times and versions as people write them.
 
