@@ -49,10 +49,9 @@ run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples 
 	@exec $(BIN)/python -m tests.tools.run_kafka
 
 # Compiled first: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set each would compile all.
-# Not reordered: the units, which are many and short, come last, and even out what the processes have to do.
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m compileall -q daemon tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns have in a longer form
 	@$(BIN)/python -m compileall -q daemon tests

@@ -94,7 +94,9 @@ def damaged(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Fi
     """Bytes flipped, and the file and its log cut, at 200 places: as before, or set aside and rebuilt, never wrong."""
     with ground(wish, folder, draw) as place:
         bases, rows, identity = _bases(place)
-        logging.getLogger("ingestd.store.sqlite").setLevel(logging.CRITICAL)  # it says a hundred times what is wanted
+        said = logging.getLogger("ingestd.store.sqlite")
+        place.stack.callback(said.setLevel, said.level)
+        said.setLevel(logging.CRITICAL)  # it says a hundred times what is wanted
         places = wish.count(PLACES, least=24)
         seen = {"as before": 0, "rebuilt": 0}
         shown: dict[str, _Damage] = {}
