@@ -224,6 +224,6 @@ def _rows(scratch: Scratch, counts: Mapping[str, Counts], *, repaired: bool) -> 
     for name, found in counts.items():
         kinds = {kind.value: count for kind, count in scratch.counts(name).items()}
         mended = {"repaired": scratch.mended(name)} if repaired else {}
-        left = {"undecided": found.undecided}
-        rows.append({"name": name, "documents": found.documents, "rows": found.rows, **kinds, **left, **mended})
+        there = {"name": name, "documents": found.documents, "rows": found.rows}
+        rows.append({**there, **kinds, "undecided": found.undecided, **mended})
     return rows

@@ -72,7 +72,7 @@ def reconcile(
     count = sink.count()
     if not unclean and count == ledger.rows(collection) and not ledger.doubted(collection):
         return Reconciled()
-    check = _Check(ledger, sink, shared)
+    check = _Check(ledger, sink, shared=shared)
     for batch in _batches(ledger, collection):
         beat()
         check.verify(batch)
@@ -95,11 +95,11 @@ def reconcile(
             unknown=check.adopted,
             cure="of documents from topics, and of files that were moved away: ingestd audit --repair",
         )
-        _doubt(ledger, collection, shared, beat)
+        _doubt(ledger, collection, beat, shared=shared)
     return Reconciled(missing=check.missing)
 
 
-def _doubt(ledger: Ledger, collection: str, shared: bool, beat: Callable[[], None]) -> None:  # noqa: FBT001 - ours alone
+def _doubt(ledger: Ledger, collection: str, beat: Callable[[], None], *, shared: bool) -> None:
     """Have nothing but keys believed."""
     batch: list[Entry] = []
     for entry in ledger.collection_entries(collection):
@@ -123,7 +123,7 @@ class _Check:
         shared: Whether other members write it.
     """
 
-    def __init__(self, ledger: Ledger, sink: Sink, shared: bool) -> None:  # noqa: FBT001 - ours alone
+    def __init__(self, ledger: Ledger, sink: Sink, *, shared: bool) -> None:
         self._ledger = ledger
         self._sink = sink
         self._shared = shared

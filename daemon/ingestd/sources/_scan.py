@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ingestd.sources._alive import telling
 from ingestd.sources._ids import escape
 from ingestd.sources._tree import NOT_THERE, OWN, SIDECAR, Identity, RootGoneError, decoded, inside, signature
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ingestd.sources._tree import Tree
-
-
-_TOLD = 1_000
-"""Files of one directory between two signs of life."""
 
 
 @dataclass(slots=True)
@@ -100,9 +97,7 @@ class Scan:
         listed = _Listed()
         try:
             with os.scandir(self._tree.root + b"/" + path) as entries:
-                for at, entry in enumerate(entries, start=1):
-                    if at % _TOLD == 0:
-                        self._alive()
+                for entry in telling(entries, self._alive):
                     self._sort(path, entry, listed)
         except OSError as error:
             if not path:
@@ -128,9 +123,7 @@ class Scan:
         takes, files = self._tree.globs.takes, listed.files
         prefix = escape(path) + "/" if path else ""
         text = decoded(path) + "/" if path else ""
-        for at, (name, entry) in enumerate(files.items(), start=1):
-            if at % _TOLD == 0:
-                self._alive()
+        for name, entry in telling(files.items(), self._alive):
             shown = decoded(name)
             if name.startswith(OWN):
                 self.own.append(path + b"/" + name if path else name)

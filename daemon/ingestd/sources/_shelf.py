@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import json
 import os
 import stat
@@ -368,13 +367,19 @@ def _last_of(is_taken: Callable[[int], bool], low: int) -> int:
 
 
 def _last(directory: int, name: bytes) -> bytes | None:
-    """Return the name that the file of a name has that came last; None: there is none. The first may be gone again."""
+    """Return the name that the file of a name has that came last; None: there is none."""
+    number = _last_number(directory, name)
+    return None if number is None else numbered(name, number)
+
+
+def _last_number(directory: int, name: bytes) -> int | None:
+    """Return the number of the file of a name that came last; None: there is none. The first may be gone again."""
 
     def is_taken(number: int) -> bool:
         return _is_there(directory, numbered(name, number))
 
     first = next((number for number in (0, 1) if is_taken(number)), None)
-    return None if first is None else numbered(name, _last_of(is_taken, first))
+    return None if first is None else _last_of(is_taken, first)
 
 
 def _last_of_document(directory: int, name: bytes, document: str) -> bytes | None:
@@ -383,12 +388,9 @@ def _last_of_document(directory: int, name: bytes, document: str) -> bytes | Non
     Where there is none, the last without a reason, which somebody took away; None: there is none either. Another
     source's file may have come later, where two have one shelf.
     """
-    last, without = _last(directory, name), None
-    if last is None:
-        return None
-    number = next(at for at in itertools.count() if numbered(name, at) == last)
-    for at in range(number, -1, -1):
-        put = numbered(name, at)
+    last, without = _last_number(directory, name), None
+    for number in range(-1 if last is None else last, -1, -1):
+        put = numbered(name, number)
         if _is_there(directory, put):
             said = _reason_of(directory, put)
             if said == document:

@@ -7,20 +7,18 @@ a few flags. Asking the store at each look instead was turned down: a rescan of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ingestd.model import Op, Verdict
+from ingestd.sources._alive import telling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Container
 
     from ingestd.model import Outcome
     from ingestd.ports import SourceScope
 
-T = TypeVar("T")
-
 _APPLIED = frozenset({Verdict.WRITTEN, Verdict.UNCHANGED})
-_TOLD = 1_000
 
 
 @dataclass(slots=True)
@@ -114,10 +112,10 @@ class View:
             there: The documents whose files are there; None: all are wanted.
             alive: Called now and then.
         """
-        view, known = View(), _telling(scope.seen.documents(source, collection), alive)
+        view, known = View(), telling(scope.seen.documents(source, collection), alive)
         whole = {name: is_whole for name, is_whole in known if there is None or not is_whole or name in there}
         prints: dict[Verdict, str] = {}
-        for seen in _telling(scope.seen.seen(source, collection), alive):
+        for seen in telling(scope.seen.seen(source, collection), alive):
             if there is not None and seen.document_id not in there and seen.document_id not in whole:
                 continue
             is_whole = whole.get(seen.document_id, True)
@@ -190,11 +188,3 @@ class View:
         elif notice.verdict in {Verdict.DELETED, Verdict.UNCHANGED}:
             self.forget(notice.document)
         return 0.0 if dirty else None
-
-
-def _telling(items: Iterable[T], alive: Callable[[], object]) -> Iterator[T]:
-    """Yield what is given, and tell now and then that it goes on."""
-    for at, item in enumerate(items):
-        if at % _TOLD == 0:
-            alive()
-        yield item

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 SEAL = ".seal"
 MARK = ".commits"
-_OLD_SEAL = ".sum"
-"""Of unreleased versions."""
 _SEALED = re.compile(rb"([0-9a-f]{64}) (\d+)\n")
 _MARKED = re.compile(rb"((\d{20}) ([0-9a-f]{16})) ([0-9a-f]{8})\n")
 
@@ -96,7 +94,6 @@ def break_seal(path: Path) -> None:
     if side(path, SEAL).exists():
         side(path, SEAL).unlink()
         sync_directory(path)
-    side(path, _OLD_SEAL).unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

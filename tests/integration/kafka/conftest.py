@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import threading
 import uuid
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 from tests.fakes import MemorySink
@@ -386,6 +388,17 @@ def offsets(engine: Engine) -> Mapping[int, list[int]]:
         assert event.record is not None
         found.setdefault(event.record.partition, []).append(event.record.offset)
     return found
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """Commands that are called in place set up logging, which is the whole process's."""
+    root, said = logging.getLogger(), structlog.get_config()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    structlog.configure(**said)
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture
