@@ -38,6 +38,7 @@ from ingestd.engine.tally import Tally
 from ingestd.errors import UnavailableError
 from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Role, Verdict
+from ingestd.ops.start import Start
 from ingestd.parts import (
     MeasuredEmbedder,
     SystemClock,
@@ -173,6 +174,7 @@ def daemon(
     once: bool,
     beginning: Callable[[str, Health, Metrics], None],
     only: Collection[str] | None = None,
+    start: Start | None = None,
 ) -> Iterator[Daemon]:
     """Put a daemon together, and take it apart at the end.
 
@@ -181,15 +183,18 @@ def daemon(
         once: Whether its sources work off what is there and end.
         beginning: Called with each step of the start: together they can take minutes.
         only: The sources that run; None: all. Of the others only what waits in the retry queue is brought back.
+        start: Says when the start is to be left; what it raises then comes out of here, or what was being done breaks.
 
     Raises:
         ConfigError: Something is set up wrong; nothing was changed.
     """
+    start = start or Start()
     clock, metrics = SystemClock(), Metrics(__version__)
     pulse = Pulse(clock)
     health = Health(pulse, clock, __version__)
 
     def step(name: str) -> None:
+        start.check()
         health.at(name)
         beginning(name, health, metrics)
 
@@ -205,24 +210,28 @@ def daemon(
         # Before Milvus and the models: a fault in the configuration is told at once.
         extraction = extraction_of(settings)
         stack.callback(extraction.close)
+        start.on_leave(extraction.close)
         processing = {name: _processing(settings, name, extraction) for name in settings.collections}
         step("starting Milvus")
-        connection = stack.enter_context(own_milvus(settings, observe))
+        connection = stack.enter_context(own_milvus(settings, observe, start.on_leave))
         step("loading the models")
         pool = stack.enter_context(device_pool(settings))
+        start.on_leave(pool.close)
         embedders: dict[str, Embedder] = {
             name: MeasuredEmbedder(embedder, metrics.embedding)
             for name, embedder in build_embedders(settings, pool).items()
         }
         infos = {name: embedder.info() for name, embedder in embedders.items()}
         breakers = _breakers(metrics)
+        start.on_leave(breakers.stop)
         ground = _Ground(
             settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, pool, embedders, infos
         )
         prepared = {}
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
-            prepared[collection] = _prepare(ground, collection, processing[collection], unclean=unclean is not None)
+            doubtful = unclean is not None
+            prepared[collection] = _prepare(ground, collection, processing[collection], start, unclean=doubtful)
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once, running=settings.sources if only is None else only)
@@ -235,12 +244,13 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
     return _Processing(chunker, fingerprints_of(settings, collection, tokenizer, extraction))
 
 
-def _prepare(ground: _Ground, collection: str, processing: _Processing, *, unclean: bool) -> _Prepared:
+def _prepare(ground: _Ground, collection: str, processing: _Processing, start: Start, *, unclean: bool) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
     shared = is_shared(ground.settings, collection)
     sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos), shared=shared)
 
     def beat() -> None:
+        start.check()
         ground.pulse.busy("start", "Milvus", _silence(ground.settings)["write"])
 
     def made_true() -> Reconciled:

@@ -137,18 +137,30 @@ def strangers(settings: Settings, store: SqliteStore) -> list[tuple[str, str, in
 
 
 @contextmanager
-def own_milvus(settings: Settings, observe: Callable[[str, float], None] | None = None) -> Iterator[Connection]:
-    """Open Milvus as the daemon does: a Lite of its own, which others can search through, or a server."""
+def own_milvus(
+    settings: Settings,
+    observe: Callable[[str, float], None] | None = None,
+    on_leave: Callable[[Callable[[], None]], None] = lambda _close: None,
+) -> Iterator[Connection]:
+    """Open Milvus as the daemon does: a Lite of its own, which others can search through, or a server.
+
+    Args:
+        settings: The configuration.
+        observe: Is told how long each operation took, in seconds.
+        on_leave: Is told what ends the waits in here from another thread.
+    """
     with ExitStack() as stack:
         path = settings.milvus.path
         uri_of = None
         if path is not None:
             lite = Lite(path, settings.state_dir / ADDRESS_FILE)
             stack.callback(lite.close)
+            on_leave(lite.close)
             _start(lite)
             uri_of = lite.ensure
         connection = Connection(settings.milvus, uri_of=uri_of, observe=observe)
         stack.callback(connection.close)
+        on_leave(connection.close)
         yield connection
 
 

@@ -12,9 +12,10 @@ import sys
 import pytest
 
 BEGIN = """
-import os, signal, threading
+import os, signal, threading, time
 from ingestd.errors import Stopped
-from ingestd.ops.signals import OURS, Late, Signals, hold
+from ingestd.ops import signals as module
+from ingestd.ops.signals import OURS, Signals, hold
 
 def send(number):
     os.kill(os.getpid(), number)
@@ -22,9 +23,12 @@ def send(number):
 def later(*numbers):
     threading.Timer(0.1, lambda: [send(number) for number in numbers]).start()
 
-def left(seconds=20.0):  # what the main thread was called out of
+def left(signals, seconds=20.0):  # what the start was left with, by whoever waits in it
+    unblocked = threading.Event()
     try:
-        threading.Event().wait(seconds)
+        signals.start.on_leave(unblocked.set)
+        unblocked.wait(seconds)
+        signals.start.check()
     except BaseException as error:
         return type(error).__name__
 
@@ -42,27 +46,24 @@ def run(script: str, *prefix: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_start_is_left_at_the_first_signal(number: int) -> None:
-    """Whatever the main thread waits for; what it unwinds then is not disturbed by the same signal once more."""
+    """What it waits for is ended; the same signal once more, at once, changes nothing."""
     said = run(f"""
 signals = Signals(reloads=True)
-signals.listen()
 later({number})
-print(left(), signals.stopping)
+print(left(signals), signals.stopping)
 send({number})
-print(left(0.5))
+print(signals.start.why is not None)
 """)
-    assert said == "Stopped True\nNone"
+    assert said == "Stopped True\nTrue"
 
 
 def test_a_second_signal_ends_at_once() -> None:
     """Also where the main thread never looks."""
     script = """
 signals = Signals(reloads=True)
-signals.listen()
 signals.hand_over(lambda: None)
 threading.Timer(0.1, send, [signal.SIGINT]).start()
 threading.Timer(1.5, send, [signal.SIGINT]).start()
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
 signal.sigtimedwait({signal.SIGUSR1}, 60)
 """
     done = subprocess.run([sys.executable, "-c", BEGIN + script], check=False, timeout=50)
@@ -73,46 +74,56 @@ def test_a_start_is_left_when_its_time_is_over() -> None:
     """That is no wish to stop; and one that is over in time is not left."""
     said = run("""
 signals = Signals(reloads=False, timeout=0.1)
-signals.listen()
-print(left(), signals.stopping)
+print(left(signals), signals.stopping)
 signals.end()
 signals = Signals(reloads=False, timeout=0.1)
-signals.listen()
 signals.hand_over(lambda: None)
-print(left(0.5))
+print(left(signals, 0.5))
 """)
     assert said == "Late False\nNone"
 
 
 def test_a_daemon_that_runs_is_drained() -> None:
-    """And one that was asked to go just before it ran."""
+    """And one that was asked to go just before it ran is left as its start."""
     said = run("""
 signals, drained = Signals(reloads=True), threading.Event()
-signals.listen()
 signals.hand_over(drained.set)
 print(drained.is_set())
 send(signal.SIGTERM)
 print(drained.wait(20), signals.stopping)
 signals.end()
 signals, drained = Signals(reloads=True), threading.Event()
-signals.listen()
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
 signals.leave()
-signals.hand_over(drained.set)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
-print(drained.is_set(), signals.stopping)
+try:
+    signals.hand_over(drained.set)
+except Stopped:
+    print(drained.is_set(), signals.stopping)
 """)
-    assert said == "False\nTrue True\nTrue False"
+    assert said == "False\nTrue True\nFalse False"
+
+
+def test_a_start_that_is_stuck_is_given_up() -> None:
+    """Nothing of it has to be finished: the process ends, with the exit code of what it was left with."""
+    script = """
+module.STUCK_SECONDS = 0.3
+signals = Signals(reloads=False, timeout=0.1, give_up=lambda why: {"Late": 7}[type(why).__name__])
+signals.start.on_leave(lambda: print("asked to end", flush=True))
+signal.sigtimedwait({signal.SIGUSR1}, 60)
+"""
+    command = [sys.executable, "-c", BEGIN + script]
+    done = subprocess.run(command, check=False, timeout=50, capture_output=True, text=True)
+    assert done.returncode == 7
+    assert done.stdout.startswith("asked to end\n")
+    assert "the start does not end by itself" in done.stdout + done.stderr
 
 
 def test_a_hang_up_is_told_to_who_reloads() -> None:
     """Each one, and one that came before anybody was there for it is told then. It stops nothing."""
     said = run("""
 signals, told = Signals(reloads=True), threading.Semaphore(0)
-signals.listen()
 send(signal.SIGHUP)
 while not signals._missed:
-    left(0.01)
+    time.sleep(0.01)
 signals.on_hangup(told.release)
 print(told.acquire(timeout=20))
 send(signal.SIGHUP)
@@ -125,7 +136,6 @@ def test_where_nothing_is_reloaded_a_hang_up_stops() -> None:
     """As ``run --once`` ends with its terminal."""
     said = run("""
 signals, drained = Signals(reloads=False), threading.Event()
-signals.listen()
 signals.hand_over(drained.set)
 send(signal.SIGHUP)
 print(drained.wait(20), signals.stopping)
@@ -140,15 +150,11 @@ send(signal.SIGHUP)
 send(signal.SIGTERM)
 told = threading.Event()
 signals = Signals(reloads=True)
-try:
-    signals.listen()
-    left(20) and print("left")
-except Stopped:
-    print("left")
+print(left(signals))
 signals.on_hangup(told.set)
 print(told.wait(0.5), signals.stopping)
 """)
-    assert said == "left\nFalse True"
+    assert said == "Stopped\nFalse True"
 
 
 def test_a_hang_up_that_is_ignored_is_left_alone() -> None:
@@ -156,7 +162,6 @@ def test_a_hang_up_that_is_ignored_is_left_alone() -> None:
     said = run(
         """
 signals, told = Signals(reloads=True), threading.Event()
-signals.listen()
 signals.on_hangup(told.set)
 send(signal.SIGHUP)
 print(told.wait(0.5), signals.stopping)
@@ -171,7 +176,6 @@ def test_after_the_end_signals_wait() -> None:
     said = run("""
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 signals = Signals(reloads=True)
-signals.listen()
 signals.hand_over(lambda: None)
 signals.end()
 for number in OURS:
@@ -189,11 +193,10 @@ ready, release = threading.Event(), threading.Event()
 threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
 ready.wait()
 signals, drained = Signals(reloads=True), threading.Event()
-signals.listen()
 signals.hand_over(drained.set)
 send(signal.SIGTERM)
 while not drained.is_set():
-    left(0.05)
+    time.sleep(0.05)
 print(signals.stopping)
 """)
     assert said == "True"

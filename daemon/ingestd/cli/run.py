@@ -25,7 +25,8 @@ from ingestd.model import Totals
 from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.image import Image, Reloads
 from ingestd.ops.log import adopt
-from ingestd.ops.signals import Late, Signals
+from ingestd.ops.signals import Signals
+from ingestd.ops.start import Late
 from ingestd.parts import private_state
 
 if TYPE_CHECKING:
@@ -53,17 +54,20 @@ def run(image: Image | None, config_file: Path | None, timeout: float | None, *,
     if timeout is not None and not once:
         raise click.UsageError("--timeout goes with --once")
     image = image or Image.now(os.environ)
-    signals = Signals(reloads=not once, timeout=timeout)
+
+    def not_started(why: Stopped) -> Exit:
+        if isinstance(why, Late):
+            log.warning("not started within the timeout; ingestd check says why", timeout_seconds=timeout)
+        else:
+            log.info("stopped while starting")
+        return _unfinished(as_json=as_json) if once else Exit.DONE
+
+    signals = Signals(reloads=not once, timeout=timeout, give_up=not_started)
     again: Reloads | None = None
     try:
-        signals.listen()
         code, again = _run(image, signals, config_file, timeout, once=once, as_json=as_json)
-    except Stopped:
-        log.info("stopped while starting")
-        code = _unfinished(as_json=as_json) if once else Exit.DONE
-    except Late:
-        log.warning("not started within the timeout; ingestd check says why", timeout_seconds=timeout)
-        code = _unfinished(as_json=as_json)
+    except Stopped as why:
+        code = not_started(why)
     finally:
         signals.end()
     if again is None or signals.stopping:
@@ -101,10 +105,12 @@ def _run(
                 signals.on_hangup(reload.ask)
 
         try:
-            daemon = stack.enter_context(flow.daemon(settings, once=once, beginning=beginning))
-            front.serve("control", ControlServer(settings.state_dir / SOCKET_NAME, operations.commands(daemon)))
-            adopt()  # pymilvus has brought log handlers of its own
-            signals.hand_over(daemon.runner.ask_to_stop)
+            with signals.start.guarded():
+                begun = flow.daemon(settings, once=once, beginning=beginning, start=signals.start)
+                daemon = stack.enter_context(begun)
+                front.serve("control", ControlServer(settings.state_dir / SOCKET_NAME, operations.commands(daemon)))
+                adopt()  # pymilvus has brought log handlers of its own
+                signals.hand_over(daemon.runner.ask_to_stop)
         except Stopped:
             if not reload.accepted:
                 raise

@@ -6,6 +6,9 @@ while the process replaces its own image (``image``) is taken by the next one. H
 down: gRPC's and OpenBLAS's threads are given signals too, and what a handler had just been told would die with the old
 image; an ignored signal would be lost, and stay ignored in the next image; and while the interpreter ends it puts the
 default actions back, which kill. A second signal also ends a process whose main thread is stuck.
+
+A start that is asked to stop, and is stuck in a call that nothing ends, is given up after ``STUCK_SECONDS``: nothing
+of it has to be finished, its children end with their pipes, and no position has moved.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingestd.errors import Stopped
+from ingestd.ops.start import Late, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +30,14 @@ if TYPE_CHECKING:
 
 OURS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 WAKE = signal.SIGURG
-"""Sent to one thread, to have it look up: by default it does nothing, so a stray one harms nobody."""
+"""Sent to the signals' own thread, to have it look up: by default it does nothing, so a stray one harms nobody."""
 ONE_SIGNAL = 1.0
 """Seconds within which equal signals count as one: a terminal and ``make`` both pass on a Ctrl-C."""
+STUCK_SECONDS = 15.0
+"""For a start to unwind, once it is to be left: closing a Milvus Lite may take ten."""
 _FAILURE = 1
 
 log = structlog.get_logger(__name__)
-
-
-class Late(BaseException):
-    """The daemon did not start within its timeout."""
 
 
 def hold() -> None:
@@ -51,36 +53,44 @@ def release() -> None:
 class Signals:
     """Takes the signals, from construction to ``end``. Made by the main thread.
 
-    From ``listen`` on, while the daemon starts, the first signal raises Stopped on the main thread; from ``hand_over``
-    on it asks for a drain. A second one, later than ``ONE_SIGNAL``, ends the process at once.
+    While the daemon starts, the first signal has ``start`` left with Stopped; from ``hand_over`` on it asks for a
+    drain. A second one, later than ``ONE_SIGNAL``, ends the process at once.
 
     Args:
         reloads: Whether SIGHUP asks for a new configuration. Where not, and where the terminal is gone that the
             process was started in, it stops like SIGTERM. One that is ignored, as nohup wants it, is left alone.
-        timeout: Seconds for the start, after which Late is raised on the main thread; None: no bound.
+        timeout: Seconds for the start, after which it is left with Late; None: no bound.
+        give_up: Called with what a start was left with that does not end; returns the process's exit code.
     """
 
-    def __init__(self, *, reloads: bool, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reloads: bool,
+        timeout: float | None = None,
+        give_up: Callable[[Stopped], int] = lambda _why: _FAILURE,
+    ) -> None:
+        self.start = Start()
         self._reloads = reloads
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._give_up = give_up
+        self._late = None if timeout is None else time.monotonic() + timeout
+        """When the start takes too long."""
+        self._stuck: float | None = None
+        """When it is given up."""
         self._terminal = _has_terminal()
         self._first: float | None = None
         self._leaving = False
-        self._interrupt: BaseException | None = None
-        """What the main thread is to raise."""
-        self._woke = False
         self._over = False
         self._drain: Callable[[], None] | None = None
         self._reload: Callable[[], None] | None = None
         self._missed = False
         self._lock = threading.Lock()
-        self._main = threading.main_thread().ident or 0
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         ours = OURS - {signal.SIGHUP} if ignored else OURS
         hold()
         if not ignored and signal.SIGHUP in signal.sigpending():
             signal.sigtimedwait({signal.SIGHUP}, 0)  # the configuration is not read yet: it will be the newest
-        signal.signal(WAKE, self._woken)
+        signal.signal(WAKE, lambda _number, _frame: None)  # what is ignored is not waited for everywhere
         for number in ours:
             # Whatever started us in this process may have threads already: those are not held.
             signal.signal(number, self._handled)
@@ -88,12 +98,6 @@ class Signals:
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         signal.pthread_sigmask(signal.SIG_BLOCK, {WAKE})  # for the new thread, which waits for it as for the others
         self._thread.start()
-
-    def listen(self) -> None:
-        """Let the main thread be called out of what it does, from now on.
-
-        Not by the constructor: it would be left itself, and nobody would have what takes the signals.
-        """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WAKE})
 
     @property
@@ -109,23 +113,22 @@ class Signals:
             reload()
 
     def hand_over(self, drain: Callable[[], None]) -> None:
-        """Have the daemon drained from now on, and its start not interrupted any more.
+        """Have the daemon drained from now on: its start is over. Raises what that is left with, if it is.
 
         Args:
             drain: Called from any thread; must not block.
         """
-        self._deadline = None
         self._drain = drain
+        self.start.end()
+        self._late = None
         if self._leaving:
             drain()
 
     def leave(self) -> None:
         """Have the daemon taken down: drained, or, while it starts, unwound."""
         self._leaving = True
-        if self._drain is not None:
+        if not self.start.leave(Stopped("the start")) and self._drain is not None:
             self._drain()
-        else:
-            self._wake(Stopped("the start"))
 
     def end(self) -> None:
         """Take no signal any more: what comes from now on stays pending, for the next image if there is one."""
@@ -139,8 +142,7 @@ class Signals:
             while not self._over:
                 number = self._next()
                 if number is None:
-                    self._deadline = None
-                    self._wake(Late())
+                    self._look_at_the_time()
                 elif number != WAKE:
                     self._take(number)
         except BaseException:
@@ -148,11 +150,28 @@ class Signals:
             os._exit(_FAILURE)
 
     def _next(self) -> int | None:
-        """Wait for the next signal, and return it; None: the time for the start is over."""
-        if self._deadline is None:
+        """Wait for the next signal, and return it; None: it is time to look at the start."""
+        times = [time for time in (self._late, self._stuck) if time is not None]
+        if not times:
             return signal.sigwait(self._waited)
-        found = signal.sigtimedwait(self._waited, max(0.0, self._deadline - time.monotonic()))
+        found = signal.sigtimedwait(self._waited, max(0.0, min(times) - time.monotonic()))
         return None if found is None else found.si_signo
+
+    def _look_at_the_time(self) -> None:
+        now = time.monotonic()
+        if self._late is not None and now >= self._late:
+            self._late = None
+            self.start.leave(Late())
+            self._expect_the_end()
+        why = self.start.why
+        if why is not None and self._stuck is not None and now >= self._stuck:
+            log.error("the start does not end by itself, and the process does", seconds=STUCK_SECONDS)
+            os._exit(self._give_up(why))
+
+    def _expect_the_end(self) -> None:
+        """Give a start that is being left its time to unwind."""
+        if self.start.why is not None and self._stuck is None:
+            self._stuck = time.monotonic() + STUCK_SECONDS
 
     def _take(self, number: int) -> None:
         if number == signal.SIGHUP and self._reloads and not (self._terminal and not _has_terminal()):
@@ -172,20 +191,10 @@ class Signals:
         if self._first is None:
             self._first = now
             self.leave()
+            self._expect_the_end()
         elif now - self._first > ONE_SIGNAL:
             # Not sys.exit: nothing may delay it. Children end with their pipes, and no position has moved.
             os._exit(_FAILURE)
-
-    def _wake(self, interrupt: BaseException) -> None:
-        """Have the main thread leave the start, once: what unwinds then is not to be disturbed."""
-        if not self._woke:
-            self._woke, self._interrupt = True, interrupt
-            signal.pthread_kill(self._main, WAKE)
-
-    def _woken(self, _number: int, _frame: FrameType | None) -> None:
-        interrupt, self._interrupt = self._interrupt, None
-        if interrupt is not None and self._drain is None and not self._over:
-            raise interrupt
 
     def _handled(self, number: int, _frame: FrameType | None) -> None:
         if not self._over:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ingestd.errors import FatalError, IngestError
+from ingestd.errors import FatalError, IngestError, Stopped
 from ingestd.store.connections import connect_writer, is_damage, is_outage, verdict
 from ingestd.store.proof import Mark
 
@@ -45,7 +45,7 @@ class _Change(Generic[T]):
         connection.execute("SAVEPOINT change")
         try:
             result = self.apply(connection)
-        except Exception as error:
+        except (Exception, Stopped) as error:
             if isinstance(error, sqlite3.Error) and (is_outage(error) or is_damage(error)):
                 raise
             connection.execute("ROLLBACK TO change")
