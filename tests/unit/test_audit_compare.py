@@ -199,6 +199,17 @@ def test_a_rebuilt_ledger_knows_keys_and_the_rows_tell_the_rest(ground: Ground, 
     assert ground.found() == sorted([(Kind.MISSING, FOUR), (Kind.STALE, TWO), (Kind.STALE, THREE)])
 
 
+def test_a_row_that_was_lost_before_the_ledger_was_rebuilt_is_missing(ground: Ground, store: SqliteStore) -> None:
+    """Nothing knows its key any more; the places of the others tell of it."""
+    assert ground.entry is not None
+    del ground.sink.rows[TWO]
+    there = dict.fromkeys(ground.entry.present.keys() - {TWO}, UNKNOWN_DIGEST)
+    store.write_ahead([replace(ground.entry, present=there, content="")])
+    assert ground.found() == [(Kind.MISSING, "")]
+    del ground.sink.rows[THREE]
+    assert ground.found() == [(Kind.MISSING, THREE)]
+
+
 # Where other members write the collection too
 
 

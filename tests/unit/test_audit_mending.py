@@ -26,6 +26,7 @@ from ingestd.audit.looking import Feeds
 from ingestd.audit.mending import Done, Mended, Mender
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
+from ingestd.engine.reconcile import UNKNOWN_DIGEST
 from ingestd.errors import UnavailableError
 from ingestd.model import (
     EXPLICIT,
@@ -266,6 +267,19 @@ def test_a_key_that_is_there_twice_is_written_anew(ground: Ground) -> None:
     assert ground.mend("a") == {"a": Mended(Done.SENT)}
     (outcome,) = ground.bring_back()
     assert (outcome.embedded, ground.sink.copies, ground.is_sound("a")) == (1, {}, True)
+
+
+def test_a_row_that_a_rebuilt_ledger_never_knew_comes_again(ground: Ground, store: SqliteStore) -> None:
+    """The gap among the others tells that it is missing; those are not embedded again."""
+    whole = {at: row.with_vectors({}) for at, row in ground.sink.rows.items()}
+    del ground.sink.rows[TWO]
+    there = dict.fromkeys(ground.sink.rows, UNKNOWN_DIGEST)
+    store.write_ahead([replace(ground.entry("a"), present=there, content="", fingerprint="")])
+    assert ground.mend("a") == {"a": Mended(Done.SENT)}
+    (outcome,) = ground.bring_back()
+    assert (outcome.verdict, outcome.embedded) == (Verdict.WRITTEN, 1)
+    assert {at: row.with_vectors({}) for at, row in ground.sink.rows.items()} == whole
+    assert ground.is_sound("a")
 
 
 def test_a_newer_version_that_comes_first_mends_by_itself(ground: Ground) -> None:

@@ -156,7 +156,9 @@ def _known_rows(entry: Entry, held: Held) -> Iterator[Fault]:
     # A rebuilt ledger knows which rows were there, and not what they said.
     vague = {at for at, digest in entry.present.items() if digest == UNKNOWN_DIGEST} - wrong
     if vague:
-        yield from (fault for fault in _agreement(held) if fault.chunk_id in vague)
+        # A gap is told by its row where the ledger has that one.
+        told = vague if entry.present.keys() - held.details.keys() else {*vague, ""}
+        yield from (fault for fault in _agreement(held) if fault.chunk_id in told)
 
 
 def _unknown_rows(entry: Entry, held: Held) -> Iterator[Fault]:

@@ -94,7 +94,7 @@ class _State:
         if self.file or self.entry is None or self.entry.deleted:
             return self.file
         wrong = {fault.chunk_id for fault in self.faults}
-        return bool(self.entry.doubtful or wrong & self.entry.present.keys())
+        return bool(self.entry.doubtful or wrong & {*self.entry.present, ""})
 
     @property
     def version(self) -> Version | None:
