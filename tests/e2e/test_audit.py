@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -280,6 +281,21 @@ def test_files_that_were_moved_away_are_put_back_for_a_repair(workplace: Workpla
     assert {path.name for path in done.iterdir()} == {"0.txt", "2.txt"}
     with tampering(workplace) as milvus:
         assert milvus.said() == {at: row for at, row in whole.items() if at != gone[1]["id"]}
+
+
+def test_what_was_found_is_told_though_the_repair_breaks(filled: Workplace) -> None:
+    """The daemon that the command runs ends amid it: it is told at once, after all that differs."""
+    filled.know_the_tests_plug_ins()
+    filled.configure("embedders.hash.type", "tests.fixtures.poison_embedder")
+    filled.write("6.txt", "This one BREAKS it.")
+    (filled.inbox / "2.txt").unlink()
+    began = time.monotonic()
+    answer = filled.ask("audit", "--json", "--repair", timeout=240)
+    assert answer.code == 1
+    assert time.monotonic() - began < 60
+    assert "the daemon that this command ran ended by itself" in answer.err
+    documents = {one["document_id"] for one in answer.json["differences"]}
+    assert documents == {"inbox/2.txt", "inbox/6.txt"}
 
 
 def test_sources_that_feed_it_no_more_are_named(filled: Workplace) -> None:

@@ -18,7 +18,7 @@ from ingestd.audit.repairing import Repair
 from ingestd.audit.scratch import Scratch
 from ingestd.cli.common import config_option, ends, json_option, load, say, table
 from ingestd.engine.runner import Exit
-from ingestd.errors import ConfigError, FatalError
+from ingestd.errors import ConfigError, FatalError, IngestError, UnavailableError
 from ingestd.model import Fingerprints
 from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.log import adopt
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.ports import Source
 
+_ENDED = "the daemon that this command ran ended by itself, and its log says why; what it has not mended is as it was"
 PATIENCE = 30.0
 """Seconds to wait for documents that a running daemon is at work on."""
 
@@ -68,12 +69,18 @@ def audit(
         )
     with closing(Scratch()) as scratch:
         counts = _look(settings, names, scratch)
+        broken = None
         if repair and scratch.left():
-            _repair(settings, names, scratch, timeout)
+            try:
+                _repair(settings, names, scratch, timeout)
+            except IngestError as error:  # what was found is worth knowing all the same
+                broken = error
         if as_json:
             _print_json(scratch, counts, repaired=repair)
         else:
             _print(scratch, counts, limit, repaired=repair)
+        if broken is not None:
+            raise broken
         if scratch.left():
             return Exit.DIFFERENCES
     return Exit.FAILURE if any(found.unknown or found.undecided for found in counts.values()) else Exit.DONE
@@ -161,16 +168,21 @@ def _own_daemon(settings: Settings, only: Collection[str]) -> Iterator[None]:
 
         def watch() -> None:
             codes.append(daemon.runner.run(once=False, timeout=None, tick=lambda: None))
+            server.close()  # whoever asks it now is told at once
 
         thread = threading.Thread(target=watch, name="runner")
         thread.start()
         try:
             yield
+        except UnavailableError as error:
+            if codes:
+                raise FatalError(_ENDED) from error
+            raise
         finally:
             daemon.runner.ask_to_stop()
             thread.join()
         if codes != [Exit.DONE]:
-            raise FatalError("the daemon that this command ran ended by itself; its log says why")
+            raise FatalError(_ENDED)
 
 
 def _print_json(scratch: Scratch, counts: Mapping[str, Counts], *, repaired: bool) -> None:
