@@ -228,3 +228,26 @@ def test_of_two_sources_with_one_shelf_each_gets_its_own_file_back(tmp_path: Pat
     assert shelves["t"].put_back(b"a", "t/a", 100)
     assert (tmp_path / "t" / "a").read_text() == "of t"
     assert not [path for path in (tmp_path / "failed").iterdir() if path.suffix != ".json"]
+
+
+def test_a_file_whose_sidecar_was_put_back_alone_comes_back_to_it(tmp_path: Path) -> None:
+    """The daemon was killed in between; but of two sidecars none is chosen."""
+    (tmp_path / "inbox").mkdir()
+    file, sidecar = tmp_path / "inbox" / "a", tmp_path / "inbox" / "a.meta.json"
+    tree = Tree(os.fsencode(tmp_path / "inbox"), Globs(["**/*"], []), True, False)
+    shelf = Shelf(os.fsencode(tmp_path / "failed"), tree, "s")
+    for _ in range(2):
+        file.write_text("text")
+        sidecar.write_text("{}")
+        found = tree.look(b"a")
+        assert found is not None
+        shelf.put(b"a", found.signature, {"document_id": "s/a"})
+        (tmp_path / "failed" / "a.meta.json").rename(sidecar)
+        assert shelf.put_back(b"a", "s/a", 100)
+        assert (file.read_text(), sidecar.read_text()) == ("text", "{}")
+    found = tree.look(b"a")
+    assert found is not None
+    shelf.put(b"a", found.signature, {"document_id": "s/a"})
+    sidecar.write_text("[]")
+    assert not shelf.put_back(b"a", "s/a", 100)
+    assert (sidecar.read_text(), file.exists()) == ("[]", False)

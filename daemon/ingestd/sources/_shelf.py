@@ -241,9 +241,11 @@ class Shelf:
                 return
 
     def _put_back(self, origin: Place, file: os.stat_result, target: Place) -> None:
-        if _is_there(target.directory, target.name) or _is_there(target.directory, target.name + SIDECAR):
-            raise FileExistsError
         sidecar = _stat(origin.directory, origin.name + SIDECAR)
+        # A sidecar that is there alone was put back before a kill, or is somebody's for this file.
+        described_twice = sidecar is not None and _is_there(target.directory, target.name + SIDECAR)
+        if described_twice or _is_there(target.directory, target.name):
+            raise FileExistsError
         described = Place(origin.directory, origin.name + SIDECAR), Place(target.directory, target.name + SIDECAR)
         if sidecar is not None:  # first, so that the file is not seen without it
             transfer(*described, sidecar, self._temporary)
