@@ -173,6 +173,7 @@ def daemon(
     *,
     once: bool,
     beginning: Callable[[str, Health, Metrics], None],
+    still: Callable[[], None] = lambda: None,
     only: Collection[str] | None = None,
     start: Start | None = None,
 ) -> Iterator[Daemon]:
@@ -182,6 +183,7 @@ def daemon(
         settings: The configuration.
         once: Whether its sources work off what is there and end.
         beginning: Called with each step of the start: together they can take minutes.
+        still: Called every now and then in a step that takes long: holding rows against the ledger, waiting for Milvus.
         only: The sources that run; None: all. Of the others only what waits in the retry queue is brought back.
         start: Says when the start is to be left; what it raises then comes out of here, or what was being done breaks.
 
@@ -197,6 +199,10 @@ def daemon(
         start.check()
         health.at(name)
         beginning(name, health, metrics)
+
+    def going_on() -> None:
+        start.check()
+        still()
 
     def observe(operation: str, seconds: float) -> None:
         metrics.milvus.request_seconds.labels(operation=operation).observe(seconds)
@@ -231,7 +237,7 @@ def daemon(
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
             doubtful = unclean is not None
-            prepared[collection] = _prepare(ground, collection, processing[collection], start, unclean=doubtful)
+            prepared[collection] = _prepare(ground, collection, processing[collection], going_on, unclean=doubtful)
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once, running=settings.sources if only is None else only)
@@ -244,13 +250,15 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
     return _Processing(chunker, fingerprints_of(settings, collection, tokenizer, extraction))
 
 
-def _prepare(ground: _Ground, collection: str, processing: _Processing, start: Start, *, unclean: bool) -> _Prepared:
+def _prepare(
+    ground: _Ground, collection: str, processing: _Processing, still: Callable[[], None], *, unclean: bool
+) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
     shared = is_shared(ground.settings, collection)
     sink = MilvusSink(ground.connection, schema_of(ground.settings, collection, ground.infos), shared=shared)
 
     def beat() -> None:
-        start.check()
+        still()
         ground.pulse.busy("start", "Milvus", _silence(ground.settings)["write"])
 
     def made_true() -> Reconciled:

@@ -30,6 +30,8 @@ REFRESH = 2.0
 """Seconds between two looks at what the gauges show."""
 START_STEP = 120.0
 """Seconds that systemd is asked for at each step of the start, beyond the model's own time to load, and for the end."""
+STILL = 10.0
+"""Seconds after which it is asked again, in a step that takes long."""
 _CONFIGURATION = "configuration"
 
 log = structlog.get_logger(__name__)
@@ -56,7 +58,7 @@ class Front:
         self._health: Health | None = None
         self._metrics: Metrics | None = None
         self._is_up = False
-        self._fed = self._refreshed = 0.0
+        self._fed = self._refreshed = self._extended = 0.0
 
     def applied(self) -> Reloads:
         """Return what became of the wishes for a new configuration, counting one that takes over now."""
@@ -67,8 +69,13 @@ class Front:
         if name == flow.FIRST_STEP:
             self._begin(health, metrics)
         log.info(name)
-        self._notifier.extend(self._patience(), watched=self._reloads.applied > 0)
+        self._extend()
         self._notifier.status(name)
+
+    def still(self) -> None:
+        """Say that a step of the start goes on."""
+        if time.monotonic() - self._extended >= STILL:
+            self._extend()
 
     def _begin(self, health: Health, metrics: Metrics) -> None:
         self._health, self._metrics = health, metrics
@@ -145,6 +152,10 @@ class Front:
         self._notifier.reloading("draining, to begin again with the new configuration")
         # Until the first step of the next image nobody else says anything.
         self._notifier.extend(self._settings.shutdown.drain_seconds + self._patience(), watched=True)
+
+    def _extend(self) -> None:
+        self._extended = time.monotonic()
+        self._notifier.extend(self._patience(), watched=self._reloads.applied > 0)
 
     def _patience(self) -> float:
         return START_STEP + self._settings.embedding.load_timeout_seconds

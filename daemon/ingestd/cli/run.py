@@ -106,7 +106,7 @@ def _run(
 
         try:
             with signals.start.guarded():
-                begun = flow.daemon(settings, once=once, beginning=beginning, start=signals.start)
+                begun = flow.daemon(settings, once=once, beginning=beginning, still=front.still, start=signals.start)
                 daemon = stack.enter_context(begun)
                 front.serve("control", ControlServer(settings.state_dir / SOCKET_NAME, operations.commands(daemon)))
                 adopt()  # pymilvus has brought log handlers of its own
