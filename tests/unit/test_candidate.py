@@ -73,7 +73,9 @@ def found(text: str, daemon: Running | None = None) -> Findings:
     """Look at a configuration."""
     daemon = daemon or running()
     Path("ingestd.toml").write_text(text)
-    return look(Path("ingestd.toml"), daemon)
+    said = Findings()
+    assert list(look(Path("ingestd.toml"), daemon, said))[-1], "that is all"
+    return said
 
 
 def test_a_good_one_has_no_fault_and_nothing_is_made() -> None:
@@ -174,7 +176,7 @@ timeout_seconds = 1.0
 """
     looked = found(text)
     assert not looked.faults
-    assert ["inbox:root", "cms:broker", "milvus.uri"] == [one.partition(": ")[0] for one in looked.unknown]
+    assert ["milvus.uri", "inbox:root", "cms:broker"] == [one.partition(": ")[0] for one in looked.unknown]
 
 
 @pytest.mark.kafka

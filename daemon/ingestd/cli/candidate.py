@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ingestd.children import Pipe
     from ingestd.config import Settings
     from ingestd.model import Check, Role, Vectors
+    from ingestd.ports import Source
 
 
 class Running(NamedTuple):
@@ -75,26 +76,39 @@ def serve(pipe: Pipe) -> None:
     log.configure("error")  # what libraries warn of is in the answer, or no news
     question = cast("dict[str, Any]", pipe.recv())
     path = question.pop("config_file")
-    found = look(None if path is None else Path(path), Running(**{name: question[name] for name in Running._fields}))
-    pipe.send({"faults": found.faults, "unknown": found.unknown})
+    daemon = Running(**{name: question[name] for name in Running._fields})
+    found = Findings()
+    for over in look(None if path is None else Path(path), daemon, found):
+        pipe.send({"faults": found.faults, "unknown": found.unknown, "over": over})
 
 
-def look(config_file: Path | None, daemon: Running) -> Findings:
-    """Return what is known of a configuration.
+def look(config_file: Path | None, daemon: Running, found: Findings) -> Iterator[bool]:
+    """Look at a configuration; yield whether that is all: first with what is here, then with what others answered.
 
     Args:
         config_file: As for ``config.load``.
         daemon: The one that runs.
+        found: Takes what is found.
     """
-    found = Findings()
+    settings = None
     with found.look("configuration"):
         settings = config.load(config_file)
         needs_sources(settings)
-        _look_at(settings, daemon, found)
-    return found
+    if settings is None or found.faults:
+        yield True
+        return
+    infos, sources = _here(settings, daemon, found)
+    yield False
+    with found.look("milvus.uri"):
+        _milvus(settings, infos, daemon, found)
+    for name, source in sources.items():
+        with found.look(f"sources.{name}"):
+            found.unknown += [f"{check.name}: {check.detail}" for check in source.probe() if not check.ok]
+    yield True
 
 
-def _look_at(settings: Settings, daemon: Running, found: Findings) -> None:
+def _here(settings: Settings, daemon: Running, found: Findings) -> tuple[dict[str, ModelInfo], dict[str, Source]]:
+    """Look at what needs nobody's answer; return what is known of the models, and the sources."""
     with found.look("http.listen"):
         _listen(settings, daemon)
     with found.look("state_dir"):
@@ -108,9 +122,12 @@ def _look_at(settings: Settings, daemon: Running, found: Findings) -> None:
     for name in settings.used_embedders():
         with found.look(f"embedders.{name}"):
             infos[name] = _info(settings, name, daemon)
-    _sources(settings, found)
-    with found.look("milvus.uri"):
-        _milvus(settings, infos, daemon, found)
+    scope = Scope(SystemClock(), NoPast(), settings.limits.max_bytes, Fingerprints("", ""))
+    sources = {}
+    for name, plugin in settings.sources.items():
+        with found.look(f"sources.{name}"):
+            sources[name] = plugin.build(name, scope)
+    return infos, sources
 
 
 def _listen(settings: Settings, daemon: Running) -> None:
@@ -157,15 +174,6 @@ def _info(settings: Settings, name: str, daemon: Running) -> ModelInfo:
         return embedder.info()
     rest = dict(said)
     return ModelInfo(kinds=frozenset(map(VectorKind, rest.pop("kinds"))), **rest)
-
-
-def _sources(settings: Settings, found: Findings) -> None:
-    scope = Scope(SystemClock(), NoPast(), settings.limits.max_bytes, Fingerprints("", ""))
-    for name, plugin in settings.sources.items():
-        with found.look(f"sources.{name}"):
-            for check in plugin.build(name, scope).probe():
-                if not check.ok:
-                    found.unknown.append(f"{check.name}: {check.detail}")
 
 
 def _milvus(settings: Settings, infos: Mapping[str, ModelInfo], daemon: Running, found: Findings) -> None:

@@ -12,7 +12,8 @@ reads what is there then.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import structlog
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from ingestd.ports import Embedder
 
 LOOK_SECONDS = 120.0
-"""Seconds that looking may take: brokers and Milvus servers that do not answer take their time-outs, one by one."""
+"""Seconds that looking may take: brokers and Milvus servers that do not answer take their time-outs, one by one. Whose
+turn has not come by then is not known, as of one that is away."""
 
 log = structlog.get_logger(__name__)
 
@@ -158,15 +160,25 @@ class Reload:
             if self._closed:
                 child.kill()
         try:
-            answer = child.request(self._question(), LOOK_SECONDS)
-        except ChildDied as error:
-            return Verdict((f"it could not be looked at: {error}; see its messages above",), ())
+            return self._answer_of(child)
         finally:
             with self._lock:
                 self._child = None
             child.close(timeout=0)
-        said = cast("Mapping[str, Sequence[str]]", answer)
-        return Verdict(faults=said["faults"], unknown=said["unknown"])
+
+    def _answer_of(self, child: Child) -> Verdict:
+        until = time.monotonic() + LOOK_SECONDS
+        try:
+            said = cast("Mapping[str, Any]", child.request(self._question(), LOOK_SECONDS))
+        except ChildDied as error:
+            return Verdict((f"it could not be looked at: {error}; see its messages above",), ())
+        try:
+            while not said["over"]:
+                said = cast("Mapping[str, Any]", child.receive(max(0.0, until - time.monotonic())))
+        except ChildDied as error:
+            unknown = f"what Milvus and the sources say of it was not looked at to its end: {error}"
+            return Verdict(said["faults"], [*said["unknown"], unknown])
+        return Verdict(said["faults"], said["unknown"])
 
     def _question(self) -> dict[str, object]:
         """Return what the child has to know, in plain values: it may run another version of this program."""

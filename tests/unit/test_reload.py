@@ -1,0 +1,75 @@
+"""Who is asked about a new configuration, and for how long."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from ingestd import config
+from ingestd.cli import reload
+from ingestd.cli.reload import Reload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingestd.ops.image import Image
+
+SILENT = """
+[http]
+listen = "{listen}"
+[milvus]
+uri = "http://127.0.0.1:{port}"
+connect_timeout_seconds = 600
+[embedders.words]
+type = "hashing"
+[collections.articles]
+vectors.dense = {{ embedder = "words", kind = "dense" }}
+[sources.inbox]
+type = "folder"
+path = "inbox"
+collection = "articles"
+"""
+
+
+class Heard:
+    """Who is told, and the image that can be begun again."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.over = threading.Event()
+
+    def reading_again(self) -> None:
+        """Nothing is done with it."""
+
+    def refuse(self, faults: Sequence[str]) -> None:
+        """Take note."""
+        self.refused += faults
+        self.over.set()
+
+    def faults(self) -> Sequence[str]:
+        """Return nothing that speaks against beginning again."""
+        return ()
+
+
+@pytest.mark.parametrize(("listen", "refused"), [("127.0.0.1:0", False), ("nowhere:0", True)])
+def test_who_does_not_answer_in_time_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: str, *, refused: bool
+) -> None:
+    """It speaks neither for nor against a configuration; what is wrong with that here is told all the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reload, "LOOK_SECONDS", 8.0)
+    Path("inbox").mkdir()
+    heard = Heard()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nothing is ever said
+        Path("ingestd.toml").write_text(SILENT.format(port=silent.getsockname()[1], listen=listen))
+        settings = config.load(Path("ingestd.toml"))
+        wish = Reload(Path("ingestd.toml"), settings, cast("Image", heard), heard, heard.over.set)
+        wish.ask()
+        assert heard.over.wait(60)
+        wish.close()
+    assert wish.accepted is not refused
+    assert [fault.partition(":")[0] for fault in heard.refused] == ["http.listen"] * refused
