@@ -79,7 +79,7 @@ class Searcher:
         """Return the best chunks for each query, best first.
 
         Args:
-            queries: What to look for.
+            queries: What to look for; nothing is found for one that is blank.
             mode: Which vectors answer; None: hybrid where there are several.
             limit: The most hits of a query.
 
@@ -90,6 +90,12 @@ class Searcher:
         if wish not in self.modes():
             raise ConfigError(f"--mode {wish}: {self._sink.collection} has {', '.join(self.modes())}")
         names = [name for name, (kind, _embedder) in self._fields.items() if wish in {Mode.HYBRID, Mode(kind.value)}]
+        # A model has a vector for an empty text too, and everything would be near to it.
+        asked = [query for query in queries if query.strip()]
+        found = iter(self._best(names, asked, limit) if asked else ())
+        return [next(found) if query.strip() else [] for query in queries]
+
+    def _best(self, names: Sequence[str], queries: Sequence[str], limit: int) -> list[list[Hit]]:
         depth = limit if len(names) == 1 else max(limit, DEPTH)
         lists = [self._ask(name, queries, depth) for name in names]
         if len(lists) == 1:

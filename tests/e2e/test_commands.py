@@ -82,13 +82,14 @@ def test_search_prints_hits_best_first(samples: Workplace) -> None:
 
 @pytest.mark.parametrize("mode", ["dense", "sparse", "hybrid"])
 def test_each_mode_reads_queries_line_by_line(samples: Workplace, mode: str) -> None:
-    """With ``-`` each line of standard input has its line of answers, in order; an empty one has an answer as well."""
+    """With ``-`` each line of standard input has its line of answers, in order; a blank one too: nothing."""
     queries = ["a starter of flour and water and wild yeast", "", "the patch kit, the wheel and the tyre levers"]
     answer = samples.ask("search", "articles", "-", "--json", "--mode", mode, stdin="\n".join(queries) + "\n")
     assert answer.code == 0, answer.err
-    first, _nothing, last = (json.loads(line) for line in answer.out.splitlines())
+    first, nothing, last = (json.loads(line) for line in answer.out.splitlines())
     assert "inbox/sourdough.md" == first[0]["document_id"]
     assert "inbox/bicycle-repair.md" == last[0]["document_id"]
+    assert nothing == []
 
 
 def test_a_sparse_query_that_meets_nothing_finds_nothing(samples: Workplace) -> None:
@@ -105,6 +106,7 @@ def test_what_cannot_be_searched_is_said(samples: Workplace) -> None:
     assert "there is no collection 'artikel' in the configuration; there is articles" in unknown.err
     assert unknown.out == ""
     assert samples.ask("search", "articles", "text", "--mode", "both").code == 2
+    assert samples.ask("search", "articles", " ").code == 2
     assert samples.ask("search", "articles", "text", "--limit", "0").code == 2
     assert samples.ask("run", "--timeout", "5").code == 2
 

@@ -377,7 +377,7 @@ def test_a_broken_sidecar_is_named(tansu: Tansu, there: str, tmp_path: Path) -> 
 
 
 def test_a_topic_is_made_only_when_asked_for(tansu: Tansu, topic: str, tmp_path: Path) -> None:
-    """--create makes one with its partitions, and leaves one that is there as it is."""
+    """--create makes one with its partitions, and leaves one that is there as it is, which is said."""
     (tmp_path / "events.jsonl").write_text("".join(f'{{"id": "{number}"}}\n' for number in range(50)))
     options = ("--bootstrap", tansu.bootstrap, "--topic", topic, "--json", "events.jsonl")
     answer = _produce(*options, cwd=tmp_path)
@@ -386,6 +386,8 @@ def test_a_topic_is_made_only_when_asked_for(tansu: Tansu, topic: str, tmp_path:
     for partitions in ("3", "5"):
         answer = _produce(*options, "--create", "--partitions", partitions, cwd=tmp_path)
         assert {"0", "1", "2"} == answer.json["partitions"].keys(), answer.err
+        kept = f"the topic {topic} is there already, with 3 partitions: it keeps them\n"
+        assert answer.err == (kept if partitions == "5" else "")
         assert 50 == answer.json["produced"]
 
 

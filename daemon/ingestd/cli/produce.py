@@ -102,7 +102,9 @@ def produce(
     from ingestd.sources._kafka.security import client_options  # noqa: PLC0415
 
     options = client_options(target.tls, target.sasl)
-    ensure_topic(target.servers, options, topic, create=create, partitions=partitions or 1)
+    there = ensure_topic(target.servers, options, topic, create=create, partitions=partitions or 1)
+    if partitions is not None and partitions != there:
+        say(f"the topic {topic} is there already, with {there} partitions: it keeps them", err=True)
     documents = Documents(kind_of, id_prefix, content_type)
     producer = Producer(target.servers, options, topic)
     try:

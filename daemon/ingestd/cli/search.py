@@ -36,6 +36,8 @@ def search(
     collection: str, query: str, mode: str | None, limit: int, config_file: Path | None, *, as_json: bool
 ) -> None:
     """Search COLLECTION for QUERY; with - as QUERY, for each line of standard input."""
+    if not query.strip():
+        raise click.UsageError("QUERY is blank: nothing to look for")
     settings = load(config_file, level="warning")
     wish = Mode(mode) if mode else None
     with searcher(settings, collection) as found:

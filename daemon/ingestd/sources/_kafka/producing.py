@@ -166,8 +166,8 @@ def deletes(ids: Iterable[str], *, tombstones: bool = False) -> Iterator[Outgoin
 
 def ensure_topic(
     servers: Sequence[str], options: Mapping[str, Any], topic: str, *, create: bool, partitions: int = 1
-) -> None:
-    """See that a topic is there.
+) -> int:
+    """See that a topic is there, and return how many partitions it has.
 
     Args:
         servers: HOST:PORT of some brokers.
@@ -186,22 +186,26 @@ def ensure_topic(
     try:
         admin = KafkaAdminClient(bootstrap_servers=list(servers), bootstrap_timeout_ms=timeout, **options)
         try:
-            if create:
-                _create(admin, topic, partitions, timeout)
-            elif any(found["error_code"] == _UNKNOWN_TOPIC for found in admin.describe_topics([topic])):
+            if create and _create(admin, topic, partitions, timeout):
+                return partitions
+            (found,) = admin.describe_topics([topic])
+            if found["error_code"] == _UNKNOWN_TOPIC:
                 raise IngestError(f"there is no topic {topic}; --create makes it")
+            return len(found["partitions"])
         finally:
             admin.close()
     except (KafkaError, OSError) as error:
         _raise(error, f"the topic {topic}")
 
 
-def _create(admin: KafkaAdminClient, topic: str, partitions: int, timeout: int) -> None:
+def _create(admin: KafkaAdminClient, topic: str, partitions: int, timeout: int) -> bool:
+    """Make a topic, and return whether it was not there."""
     wanted = {topic: {"num_partitions": partitions, "replication_factor": -1}}
     try:
         admin.create_topics(wanted, timeout_ms=timeout, wait_for_metadata=True)
     except TopicAlreadyExistsError:
-        return
+        return False
+    return True
 
 
 @dataclass(slots=True)
