@@ -227,7 +227,10 @@ def daemon(
             name: MeasuredEmbedder(embedder, metrics.embedding)
             for name, embedder in build_embedders(settings, pool).items()
         }
-        infos = {name: embedder.info() for name, embedder in embedders.items()}
+        infos = {}
+        for name, embedder in embedders.items():
+            going_on()
+            infos[name] = embedder.info()  # loads it
         breakers = _breakers(metrics)
         start.on_leave(breakers.stop)
         ground = _Ground(

@@ -206,8 +206,20 @@ def test_a_row_that_was_lost_before_the_ledger_was_rebuilt_is_missing(ground: Gr
     there = dict.fromkeys(ground.entry.present.keys() - {TWO}, UNKNOWN_DIGEST)
     store.write_ahead([replace(ground.entry, present=there, content="")])
     assert ground.found() == [(Kind.MISSING, "")]
+    ground.insert(FOREIGN, THREE, chunk_index=9, text="foreign")
+    assert ground.found() == sorted([(Kind.MISSING, ""), (Kind.STALE, FOREIGN)]), "a stray makes no gap"
+    del ground.sink.rows[FOREIGN]
     del ground.sink.rows[THREE]
     assert ground.found() == [(Kind.MISSING, THREE)]
+
+
+def test_a_row_that_a_ledger_lost_trust_in_is_missing_once(ground: Ground, store: SqliteStore) -> None:
+    """After a power cut: the keys that Milvus has not are in doubt, and nothing is known of what the others say."""
+    assert ground.entry is not None
+    del ground.sink.rows[TWO]
+    there = dict.fromkeys(ground.entry.present.keys() - {TWO}, UNKNOWN_DIGEST)
+    store.write_ahead([replace(ground.entry, present=there, doubtful=frozenset({TWO}), content="")])
+    assert ground.found() == [(Kind.MISSING, TWO)]
 
 
 # Where other members write the collection too

@@ -230,24 +230,40 @@ def test_of_two_sources_with_one_shelf_each_gets_its_own_file_back(tmp_path: Pat
     assert not [path for path in (tmp_path / "failed").iterdir() if path.suffix != ".json"]
 
 
-def test_a_file_whose_sidecar_was_put_back_alone_comes_back_to_it(tmp_path: Path) -> None:
-    """The daemon was killed in between; but of two sidecars none is chosen."""
+@pytest.mark.parametrize("how", ["moved", "copied", "linked"])
+def test_a_file_whose_sidecar_was_put_back_alone_comes_back_to_it(tmp_path: Path, how: str) -> None:
+    """The daemon was killed in between; the shelf keeps nothing of it."""
+    shelf = _shelved(tmp_path)
+    kept, sidecar = tmp_path / "failed" / "a.meta.json", tmp_path / "inbox" / "a.meta.json"
+    if how == "copied":
+        sidecar.write_bytes(kept.read_bytes())
+    else:
+        os.link(kept, sidecar)
+    if how == "moved":
+        kept.unlink()
+    assert shelf.put_back(b"a", "s/a", 100)
+    assert ((tmp_path / "inbox" / "a").read_text(), sidecar.read_text()) == ("text", "{}")
+    assert not list((tmp_path / "failed").iterdir())
+
+
+def test_of_two_sidecars_none_is_chosen(tmp_path: Path) -> None:
+    """The file stays on the shelf, with its own."""
+    shelf = _shelved(tmp_path)
+    sidecar = tmp_path / "inbox" / "a.meta.json"
+    sidecar.write_text("[]")
+    assert not shelf.put_back(b"a", "s/a", 100)
+    assert (sidecar.read_text(), (tmp_path / "failed" / "a.meta.json").read_text()) == ("[]", "{}")
+    assert not (tmp_path / "inbox" / "a").exists()
+
+
+def _shelved(tmp_path: Path) -> Shelf:
+    """Put a file with its sidecar on a shelf; return the shelf."""
     (tmp_path / "inbox").mkdir()
-    file, sidecar = tmp_path / "inbox" / "a", tmp_path / "inbox" / "a.meta.json"
+    (tmp_path / "inbox" / "a").write_text("text")
+    (tmp_path / "inbox" / "a.meta.json").write_text("{}")
     tree = Tree(os.fsencode(tmp_path / "inbox"), Globs(["**/*"], []), True, False)
     shelf = Shelf(os.fsencode(tmp_path / "failed"), tree, "s")
-    for _ in range(2):
-        file.write_text("text")
-        sidecar.write_text("{}")
-        found = tree.look(b"a")
-        assert found is not None
-        shelf.put(b"a", found.signature, {"document_id": "s/a"})
-        (tmp_path / "failed" / "a.meta.json").rename(sidecar)
-        assert shelf.put_back(b"a", "s/a", 100)
-        assert (file.read_text(), sidecar.read_text()) == ("text", "{}")
     found = tree.look(b"a")
     assert found is not None
     shelf.put(b"a", found.signature, {"document_id": "s/a"})
-    sidecar.write_text("[]")
-    assert not shelf.put_back(b"a", "s/a", 100)
-    assert (sidecar.read_text(), file.exists()) == ("[]", False)
+    return shelf

@@ -200,3 +200,20 @@ while not drained.is_set():
 print(signals.stopping)
 """)
     assert said == "True"
+
+
+def test_a_start_is_left_though_its_own_thread_takes_the_signal() -> None:
+    """Amid whatever that does: also where it has just begun to say how a wait is ended."""
+    said = run("""
+signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+ready, release = threading.Event(), threading.Event()
+threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
+ready.wait()
+signals = Signals(reloads=True)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+with signals.start._lock:
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+    time.sleep(0.2)
+print(left(signals), signals.stopping)
+""")
+    assert said == "Stopped True"

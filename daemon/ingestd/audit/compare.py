@@ -156,9 +156,11 @@ def _known_rows(entry: Entry, held: Held) -> Iterator[Fault]:
     # A rebuilt ledger knows which rows were there, and not what they said.
     vague = {at for at, digest in entry.present.items() if digest == UNKNOWN_DIGEST} - wrong
     if vague:
-        # A gap is told by its row where the ledger has that one.
-        told = vague if entry.present.keys() - held.details.keys() else {*vague, ""}
-        yield from (fault for fault in _agreement(held) if fault.chunk_id in told)
+        yield from (fault for fault in _agreement(held) if fault.chunk_id in vague)
+        if there == entry.present.keys() and not entry.doubtful - held.details.keys():
+            # All that it knows is there. What was lost before it was rebuilt left a gap; rows that it does not know
+            # make none.
+            yield from _gaps({held.details[at].place for at in there})
 
 
 def _unknown_rows(entry: Entry, held: Held) -> Iterator[Fault]:

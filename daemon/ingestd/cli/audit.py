@@ -18,7 +18,7 @@ from ingestd.audit.repairing import Repair
 from ingestd.audit.scratch import Scratch
 from ingestd.cli.common import config_option, ends, json_option, load, say, table
 from ingestd.engine.runner import Exit
-from ingestd.errors import ConfigError, FatalError, IngestError, UnavailableError
+from ingestd.errors import ConfigError, FatalError, IngestError
 from ingestd.model import Fingerprints
 from ingestd.ops.control import SOCKET_NAME, ControlServer
 from ingestd.ops.log import adopt
@@ -69,11 +69,11 @@ def audit(
         )
     with closing(Scratch()) as scratch:
         counts = _look(settings, names, scratch)
-        broken = None
+        broken: Exception | None = None
         if repair and scratch.left():
             try:
                 _repair(settings, names, scratch, timeout)
-            except IngestError as error:  # what was found is worth knowing all the same
+            except Exception as error:  # noqa: BLE001 - raised below: what was found is worth knowing all the same
                 broken = error
         if as_json:
             _print_json(scratch, counts, repaired=repair)
@@ -174,7 +174,7 @@ def _own_daemon(settings: Settings, only: Collection[str]) -> Iterator[None]:
         thread.start()
         try:
             yield
-        except UnavailableError as error:
+        except IngestError as error:
             if codes:
                 raise FatalError(_ENDED) from error
             raise

@@ -76,14 +76,16 @@ def serve(pipe: Pipe) -> None:
     log.configure("error")  # what libraries warn of is in the answer, or no news
     question = cast("dict[str, Any]", pipe.recv())
     path = question.pop("config_file")
+    parts = question.pop("parts", False)  # a daemon of an older version takes the first answer for the last
     daemon = Running(**{name: question[name] for name in Running._fields})
     found = Findings()
     for over in look(None if path is None else Path(path), daemon, found):
-        pipe.send({"faults": found.faults, "unknown": found.unknown, "over": over})
+        if over or parts:
+            pipe.send({"faults": found.faults, "unknown": found.unknown, "over": over})
 
 
 def look(config_file: Path | None, daemon: Running, found: Findings) -> Iterator[bool]:
-    """Look at a configuration; yield whether that is all: first with what is here, then with what others answered.
+    """Look at a configuration; yield after each part whether that is all: what is here, Milvus, source by source.
 
     Args:
         config_file: As for ``config.load``.
@@ -102,6 +104,7 @@ def look(config_file: Path | None, daemon: Running, found: Findings) -> Iterator
     with found.look("milvus.uri"):
         _milvus(settings, infos, daemon, found)
     for name, source in sources.items():
+        yield False
         with found.look(f"sources.{name}"):
             found.unknown += [f"{check.name}: {check.detail}" for check in source.probe() if not check.ok]
     yield True

@@ -12,6 +12,7 @@ import structlog
 
 from ingestd import flow
 from ingestd.errors import ConfigError
+from ingestd.milvus.client import LOAD_SECONDS
 from ingestd.model import Check
 from ingestd.ops.http import HealthServer
 from ingestd.ops.notify import Notifier
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 REFRESH = 2.0
 """Seconds between two looks at what the gauges show."""
 START_STEP = 120.0
-"""Seconds that systemd is asked for at each step of the start, beyond the model's own time to load, and for the end."""
+"""Seconds that systemd is asked for at each step of the start, and for the end, beyond the longest that one part of a
+step may take: a model, or a collection, to load."""
 STILL = 10.0
 """Seconds after which it is asked again, in a step that takes long."""
 _CONFIGURATION = "configuration"
@@ -73,7 +75,7 @@ class Front:
         self._notifier.status(name)
 
     def still(self) -> None:
-        """Say that a step of the start goes on."""
+        """Say that a step of the start goes on: before each part of it that may take long."""
         if time.monotonic() - self._extended >= STILL:
             self._extend()
 
@@ -158,7 +160,7 @@ class Front:
         self._notifier.extend(self._patience(), watched=self._reloads.applied > 0)
 
     def _patience(self) -> float:
-        return START_STEP + self._settings.embedding.load_timeout_seconds
+        return START_STEP + max(self._settings.embedding.load_timeout_seconds, LOAD_SECONDS)
 
 
 def _now() -> str:

@@ -103,7 +103,7 @@ def produce(
 
     options = client_options(target.tls, target.sasl)
     there = ensure_topic(target.servers, options, topic, create=create, partitions=partitions or 1)
-    if partitions is not None and partitions != there:
+    if partitions is not None and there not in {0, partitions}:
         say(f"the topic {topic} is there already, with {there} partitions: it keeps them", err=True)
     documents = Documents(kind_of, id_prefix, content_type)
     producer = Producer(target.servers, options, topic)

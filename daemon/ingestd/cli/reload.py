@@ -167,24 +167,30 @@ class Reload:
             child.close(timeout=0)
 
     def _answer_of(self, child: Child) -> Verdict:
+        """Return what the child finds: all that it said, where the time is over before it is at its end."""
         until = time.monotonic() + LOOK_SECONDS
+        faults: Sequence[str] = ()
+        unknown: Sequence[str] = ()
+        begun = over = False
         try:
-            said = cast("Mapping[str, Any]", child.request(self._question(), LOOK_SECONDS))
-        except ChildDied as error:
-            return Verdict((f"it could not be looked at: {error}; see its messages above",), ())
-        try:
-            while not said["over"]:
+            child.send(self._question())
+            while not over:
                 said = cast("Mapping[str, Any]", child.receive(max(0.0, until - time.monotonic())))
+                faults, unknown = said["faults"], said["unknown"]
+                begun, over = True, said.get("over", True)
         except ChildDied as error:
-            unknown = f"what Milvus and the sources say of it was not looked at to its end: {error}"
-            return Verdict(said["faults"], [*said["unknown"], unknown])
-        return Verdict(said["faults"], said["unknown"])
+            if begun and time.monotonic() >= until:
+                why = f"what Milvus and the sources say of it was not looked at to its end: {error}"
+                return Verdict(faults, [*unknown, why])
+            return Verdict([*faults, f"it could not be looked at: {error}; see its messages above"], unknown)
+        return Verdict(faults, unknown)
 
     def _question(self) -> dict[str, object]:
         """Return what the child has to know, in plain values: it may run another version of this program."""
         settings = self._settings
         return {
             "config_file": None if self._config_file is None else str(self._config_file),
+            "parts": True,
             "listen": settings.http.listen,
             "state_dir": None if settings.stateless else str(settings.state_dir.absolute()),
             "milvus_path": None if settings.milvus.path is None else str(settings.milvus.path.absolute()),

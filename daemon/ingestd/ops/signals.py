@@ -17,6 +17,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
@@ -84,6 +85,7 @@ class Signals:
         self._drain: Callable[[], None] | None = None
         self._reload: Callable[[], None] | None = None
         self._missed = False
+        self._passed: deque[int] = deque()
         self._lock = threading.Lock()
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         ours = OURS - {signal.SIGHUP} if ignored else OURS
@@ -91,14 +93,14 @@ class Signals:
         if not ignored and signal.SIGHUP in signal.sigpending():
             signal.sigtimedwait({signal.SIGHUP}, 0)  # the configuration is not read yet: it will be the newest
         signal.signal(WAKE, lambda _number, _frame: None)  # what is ignored is not waited for everywhere
-        for number in ours:
-            # Whatever started us in this process may have threads already: those are not held.
-            signal.signal(number, self._handled)
         self._waited = {*ours, WAKE}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         signal.pthread_sigmask(signal.SIG_BLOCK, {WAKE})  # for the new thread, which waits for it as for the others
         self._thread.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WAKE})
+        for number in ours:
+            # Whatever started us in this process may have threads already: those are not held.
+            signal.signal(number, self._handled)
 
     @property
     def stopping(self) -> bool:
@@ -145,6 +147,8 @@ class Signals:
                     self._look_at_the_time()
                 elif number != WAKE:
                     self._take(number)
+                while self._passed:
+                    self._take(self._passed.popleft())
         except BaseException:
             log.exception("no signal is heard any more, and the process ends")
             os._exit(_FAILURE)
@@ -158,8 +162,8 @@ class Signals:
         return None if found is None else found.si_signo
 
     def _look_at_the_time(self) -> None:
-        now = time.monotonic()
-        if self._late is not None and now >= self._late:
+        now, late = time.monotonic(), self._late  # which the main thread takes back when it is up
+        if late is not None and now >= late:
             self._late = None
             self.start.leave(Late())
             self._expect_the_end()
@@ -197,8 +201,10 @@ class Signals:
             os._exit(_FAILURE)
 
     def _handled(self, number: int, _frame: FrameType | None) -> None:
+        """Pass on what a thread was given that is not held: this may be amid anything that the main thread does."""
         if not self._over:
-            self._take(number)
+            self._passed.append(number)
+            signal.pthread_kill(self._thread.ident or 0, WAKE)
 
 
 def _has_terminal() -> bool:

@@ -35,6 +35,9 @@ _LONGEST = NAME_BYTES - len(REASON)
 _LONGEST_EXTENSION = 32
 _REASON_BYTES = 65_536
 """Of a reason that is read back: ours are smaller."""
+_SIDECAR_BYTES = 1 << 20
+"""Of a sidecar that is compared with another one."""
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -241,22 +244,25 @@ class Shelf:
                 return
 
     def _put_back(self, origin: Place, file: os.stat_result, target: Place) -> None:
-        sidecar = _stat(origin.directory, origin.name + SIDECAR)
-        # A sidecar that is there alone was put back before a kill, or is somebody's for this file.
-        described_twice = sidecar is not None and _is_there(target.directory, target.name + SIDECAR)
-        if described_twice or _is_there(target.directory, target.name):
+        here, there = Place(origin.directory, origin.name + SIDECAR), Place(target.directory, target.name + SIDECAR)
+        sidecar = _stat(here.directory, here.name)
+        # One that is there already was put back, or copied, before a kill; or it is somebody's for this file.
+        described = _is_there(there.directory, there.name)
+        if _is_there(target.directory, target.name) or (described and sidecar is not None and not _equal(here, there)):
             raise FileExistsError
-        described = Place(origin.directory, origin.name + SIDECAR), Place(target.directory, target.name + SIDECAR)
-        if sidecar is not None:  # first, so that the file is not seen without it
-            transfer(*described, sidecar, self._temporary)
+        moves = sidecar is not None and not described
+        if sidecar is not None and moves:  # first, so that the file is not seen without it
+            transfer(here, there, sidecar, self._temporary)
         try:
             transfer(origin, target, file, self._temporary)
         except BaseException:
-            if sidecar is not None:
-                back = _stat(target.directory, target.name + SIDECAR)
-                if back is not None:
-                    transfer(described[1], described[0], back, self._temporary)
+            back = _stat(there.directory, there.name) if moves else None
+            if back is not None:
+                transfer(there, here, back, self._temporary)
             raise
+        if sidecar is not None and not moves:
+            with suppress(FileNotFoundError):
+                os.unlink(here.name, dir_fd=here.directory)
 
     def _put_reason(self, directory: int, put: bytes, reason: Mapping[str, Json]) -> None:
         """Write why a file failed, in place of what this source has written of the same document.
@@ -422,6 +428,19 @@ def _stat(directory: int, name: bytes) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
+def _equal(one: Place, other: Place) -> bool:
+    """Return whether two small files say the same."""
+    said = []
+    for place in (one, other):
+        try:
+            descriptor = os.open(place.name, _FILE, dir_fd=place.directory)
+        except OSError:
+            return False
+        with os.fdopen(descriptor, "rb") as file:
+            said.append(file.read(_SIDECAR_BYTES + 1))
+    return said[0] == said[1] and len(said[0]) <= _SIDECAR_BYTES
+
+
 def _is_anothers(directory: int, name: bytes, document: str) -> bool:
     """Return whether a name is taken by something that is not the reason of this document."""
     return _read_reason(directory, name) not in {None, document}
@@ -434,7 +453,7 @@ def _reason_of(directory: int, put: bytes) -> str | None:
 
 def _read_reason(directory: int, name: bytes) -> str | None:
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        descriptor = os.open(name, _FILE, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError:

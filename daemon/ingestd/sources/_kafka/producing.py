@@ -167,7 +167,7 @@ def deletes(ids: Iterable[str], *, tombstones: bool = False) -> Iterator[Outgoin
 def ensure_topic(
     servers: Sequence[str], options: Mapping[str, Any], topic: str, *, create: bool, partitions: int = 1
 ) -> int:
-    """See that a topic is there, and return how many partitions it has.
+    """See that a topic is there, and return how many partitions it has; 0: the broker has not heard yet.
 
     Args:
         servers: HOST:PORT of some brokers.
@@ -189,7 +189,8 @@ def ensure_topic(
             if create and _create(admin, topic, partitions, timeout):
                 return partitions
             (found,) = admin.describe_topics([topic])
-            if found["error_code"] == _UNKNOWN_TOPIC:
+            # One that somebody else has just made is there, though this broker may not have heard of it.
+            if found["error_code"] == _UNKNOWN_TOPIC and not create:
                 raise IngestError(f"there is no topic {topic}; --create makes it")
             return len(found["partitions"])
         finally:
