@@ -196,8 +196,8 @@ def _until_share(member: Member, count: float) -> float:
         return settled >= max(1, count)
 
     member.daemon.until(reached, f"{count:.0f} events are settled", HOUR)
-    (first, few), (last, many) = seen[0], seen[-1]
-    return (many - few) / (last - first) if last - first > 1 else 0.0
+    (first, _few), (last, many) = seen[0], seen[-1]
+    return many / max(1.0, last - first)  # of a burst that takes less, all may be done again
 
 
 def _change(crew: list[Member], draw: random.Random, patience: float) -> str:
