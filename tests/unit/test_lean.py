@@ -1,4 +1,4 @@
-"""pymilvus is imported without pandas, and works; each case in an interpreter of its own."""
+"""Of pymilvus no more is imported than is used, and it works; each case in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -78,3 +78,33 @@ def test_pyarrow_does_not_bring_pandas_either() -> None:
         "print(table.to_pylist(), [name for name in sys.modules if name.startswith('pandas.')])\n"
     )
     assert found == "[{'a': 1, 'b': 1.0}, {'a': 2, 'b': 1.0}] []"
+
+
+def test_the_messages_are_imported_without_the_client() -> None:
+    """Milvus Lite builds on those alone."""
+    found = _run(
+        "import sys\n"
+        "from ingestd.milvus.lean import import_part\n"
+        "import_part('pymilvus.grpc_gen')\n"
+        "from milvus_lite.adapter.grpc.servicer import MilvusServicer\n"
+        "from pymilvus.grpc_gen import milvus_pb2\n"
+        "client = [name for name in sys.modules if name.startswith('pymilvus.client')]\n"
+        "print(milvus_pb2.ConnectRequest.__name__, client)\n"
+    )
+    assert found == "ConnectRequest []"
+
+
+def test_a_part_that_does_not_stand_alone_gets_its_package() -> None:
+    """A later pymilvus may build its messages on more."""
+    found = _run(
+        "import pathlib, sys, tempfile\n"
+        "folder = pathlib.Path(tempfile.mkdtemp())\n"
+        "(folder / 'joined').mkdir()\n"
+        "(folder / 'joined' / '__init__.py').write_text('word = 7')\n"
+        "(folder / 'joined' / 'part.py').write_text('from joined import word')\n"
+        "sys.path.insert(0, str(folder))\n"
+        "from ingestd.milvus.lean import import_part\n"
+        "import_part('joined.part')\n"
+        "print(sys.modules['joined.part'].word, sys.modules['joined'].word)\n"
+    )
+    assert found == "7 7"

@@ -1,9 +1,12 @@
-"""Importing pymilvus without pandas, which it loads and which nothing here uses.
+"""Importing of pymilvus what is used: without pandas, and in Milvus Lite's process its message types alone.
 
 pymilvus names ``DataFrame`` in annotations of its ORM classes and asks whether what it is given is one. For that it
 takes pandas along: 67 MB of memory and half a second of a slow core, in the daemon and again in its Milvus Lite, nearly
 half of what importing pymilvus costs. While it is imported a stand-in takes the place of pandas. Its ``DataFrame`` is a
 class that nothing is an instance of; its functions are the real ones, loaded when one is called.
+
+Milvus Lite needs no more of it than the generated messages; its client, which comes along, is half of what the child
+imports otherwise, and the daemon waits for that at every start.
 
 Waiting for a pymilvus without pandas was turned down: every start of the daemon and of every command pays for it now.
 """
@@ -14,6 +17,7 @@ import contextlib
 import importlib
 import sys
 from importlib.abc import MetaPathFinder
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -33,6 +37,25 @@ def import_module(name: str) -> None:
         for added in set(sys.modules) - before:
             if added.partition(".")[0] == name:
                 del sys.modules[added]
+        importlib.import_module(name)
+
+
+def import_part(name: str) -> None:
+    """Import a part of a package without running the package, for a process that has no use for the rest of it.
+
+    Where the part does not stand alone, the package is run, as it always is.
+    """
+    package = name.partition(".")[0]
+    spec = find_spec(package)
+    if spec is None or package in sys.modules:
+        importlib.import_module(name)
+        return
+    sys.modules[package] = module_from_spec(spec)
+    try:
+        importlib.import_module(name)
+    except (ImportError, AttributeError):
+        for added in [added for added in sys.modules if added.partition(".")[0] == package]:
+            del sys.modules[added]
         importlib.import_module(name)
 
 

@@ -73,10 +73,9 @@ def serve(pipe: Pipe) -> None:
 
 
 def _open(data_dir: Path, lock_seconds: float) -> MilvusLite | Locked:
-    from ingestd.milvus.client import import_pymilvus  # noqa: PLC0415 - the child's work, not the daemon's
-    from ingestd.milvus.lean import keep_pandas_out  # noqa: PLC0415
+    from ingestd.milvus.lean import import_part, keep_pandas_out  # noqa: PLC0415 - the child's work, not the daemon's
 
-    import_pymilvus()
+    import_part("pymilvus.grpc_gen")
     keep_pandas_out()
     from milvus_lite.db import MilvusLite  # noqa: PLC0415
     from milvus_lite.engine import collection  # noqa: PLC0415
