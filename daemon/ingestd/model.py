@@ -28,6 +28,8 @@ ChunkId: TypeAlias = str
 """A chunk's primary key: 32 lower-case hexadecimal digits."""
 Digest: TypeAlias = bytes
 """16 bytes over all that a row holds beside its key and its vectors."""
+UNKNOWN_DIGEST: Digest = bytes(16)
+"""Of a row of which only the key is known: whatever the row should be, it is rewritten."""
 
 BEFORE_ALL = -(2**63)
 """A version's number that every other one comes after: 0 is an offset."""

@@ -9,8 +9,7 @@ import pytest
 from tests.fakes import COLLECTION, Assembly, ManualLease, MemorySink, delete, open_store, upsert
 
 from ingestd.audit.compare import Kind, corrected, faults, latest_of, strays, trusted
-from ingestd.engine.reconcile import UNKNOWN_DIGEST
-from ingestd.model import BEFORE_ALL, EXPLICIT, DocumentKey, Version, chunk_ids
+from ingestd.model import BEFORE_ALL, EXPLICIT, UNKNOWN_DIGEST, DocumentKey, Version, chunk_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

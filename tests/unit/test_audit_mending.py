@@ -26,10 +26,10 @@ from ingestd.audit.looking import Feeds
 from ingestd.audit.mending import Done, Mended, Mender
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
-from ingestd.engine.reconcile import UNKNOWN_DIGEST
 from ingestd.errors import UnavailableError
 from ingestd.model import (
     EXPLICIT,
+    UNKNOWN_DIGEST,
     Again,
     DocumentKey,
     Failure,

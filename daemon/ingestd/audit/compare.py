@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ingestd.engine.reconcile import UNKNOWN_DIGEST
-from ingestd.model import BEFORE_ALL, EXPLICIT, Version, is_chunk_id
+from ingestd.model import BEFORE_ALL, EXPLICIT, UNKNOWN_DIGEST, Version, is_chunk_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -13,22 +13,23 @@ documents that the ledger has not are said, and left to ``audit``: they may be a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.model import EXPLICIT, DocumentKey, Entry, Version, is_chunk_id
+from ingestd.engine._rows import gathered
+from ingestd.model import UNKNOWN_DIGEST, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ingestd.model import ChunkId
     from ingestd.ports import Ledger, Sink
 
 KEYS = 1_000
 """Keys that are looked up at a time: about 0.1 s on Milvus Lite."""
-UNKNOWN_DIGEST = bytes(16)
-"""Of a row of which only the key is known: whatever the row should be, it is rewritten."""
+DOCUMENTS = 200
+"""Documents that are looked at a time, whatever number of rows they have."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,7 @@ def reconcile(
     """
     collection = sink.collection
     if ledger.binding(collection) != identity:
-        return _rebuild(ledger, sink, identity, _entries(sink, beat))
+        return _rebuild(ledger, sink, identity, beat)
     count = sink.count()
     if not unclean and count == ledger.rows(collection) and not ledger.doubted(collection):
         return Reconciled()
@@ -79,7 +80,8 @@ def reconcile(
     log.info("rows verified", collection=collection, rows=ledger.rows(collection), missing=check.missing)
     if count > check.met:
         # A server may count a row twice that two of its segments have: the rows themselves decide.
-        check.adopt(_entries(sink, beat))
+        with gathered(sink, beat) as rows:
+            check.adopt(rows.entries(), beat)
     if check.strangers:
         log.warning(
             "rows of documents that the ledger does not know",
@@ -150,16 +152,17 @@ class _Check:
         self._write(changed)
         self.met += len(there)
 
-    def adopt(self, entries: list[Entry]) -> None:
+    def adopt(self, entries: Iterator[Entry], beat: Callable[[], None]) -> None:
         """Make rows doubtful that the ledger does not know, of documents that it does.
 
         A tombstone with doubtful rows is deleted once more.
 
         Args:
             entries: What the collection's rows say.
+            beat: Called now and then.
         """
-        for at in range(0, len(entries), KEYS):
-            some = entries[at : at + KEYS]
+        while some := list(islice(entries, DOCUMENTS)):
+            beat()
             known = self._ledger.entries([entry.key for entry in some])
             changed = []
             for entry in some:
@@ -183,11 +186,13 @@ class _Check:
         self._ledger.write_ahead(changed)
 
 
-def _rebuild(ledger: Ledger, sink: Sink, identity: str, entries: list[Entry]) -> Reconciled:
-    ledger.bind(sink.collection, identity, entries)
-    if entries:
-        log.warning("ledger rebuilt from Milvus", collection=sink.collection, documents=len(entries))
-    return Reconciled(rebuilt=len(entries))
+def _rebuild(ledger: Ledger, sink: Sink, identity: str, beat: Callable[[], None]) -> Reconciled:
+    with gathered(sink, beat) as rows:
+        documents = rows.documents()
+        ledger.bind(sink.collection, identity, rows.entries())
+    if documents:
+        log.warning("ledger rebuilt from Milvus", collection=sink.collection, documents=documents)
+    return Reconciled(rebuilt=documents)
 
 
 def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
@@ -205,49 +210,6 @@ def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
                 cure="to have all records of its Kafka topics again, give their sources a new group_id",
             )
     return Reconciled()
-
-
-def _entries(sink: Sink, beat: Callable[[], None]) -> list[Entry]:
-    """Return an entry for each document that has rows in the collection."""
-    versions: dict[str, Version] = {}
-    sources: dict[str, str] = {}
-    ids: dict[str, list[ChunkId]] = {}
-    for at, row in enumerate(sink.stored()):
-        if at % KEYS == 0:
-            beat()
-        if not is_chunk_id(row.id):
-            log.warning(
-                "a row that is none of ours, by its key",
-                collection=sink.collection,
-                document_id=row.document_id,
-                cure="ingestd audit --repair deletes it",
-            )
-            continue
-        ids.setdefault(row.document_id, []).append(row.id)
-        known = versions.get(row.document_id)
-        if known is None or _stands_over(row.version, known):
-            versions[row.document_id] = row.version
-            sources[row.document_id] = row.source
-    return [
-        Entry(
-            key=DocumentKey(sink.collection, document_id),
-            source=sources[document_id],
-            version=versions[document_id],
-            fingerprint="",
-            content="",
-            present=dict.fromkeys(chunk_ids, UNKNOWN_DIGEST),
-        )
-        for document_id, chunk_ids in ids.items()
-    ]
-
-
-def _stands_over(version: Version, known: Version) -> bool:
-    """Return whether of two versions that a document's rows have the first is the one that the document has.
-
-    A producer's own is stronger than any other: rows that an edit left alone may have an offset yet, and a greater one.
-    """
-    explicit = version.domain == EXPLICIT
-    return version.number > known.number if explicit == (known.domain == EXPLICIT) else explicit
 
 
 def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:

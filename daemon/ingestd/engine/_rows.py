@@ -1,0 +1,126 @@
+"""What a collection's rows say of its documents: gathered in a temporary database on disk, for they come in any order.
+
+SQLite drops it when it is closed, however the process ends. Dictionaries in memory were turned down: of ten million
+chunks they are three gigabytes, and who has lost a ledger could then not start any more.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ingestd.errors import UnavailableError
+from ingestd.model import EXPLICIT, UNKNOWN_DIGEST, DocumentKey, Entry, Version, is_chunk_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ingestd.model import StoredRow
+    from ingestd.ports import Sink
+
+_PAGE = 1_000
+_SCHEMA = "CREATE TABLE rows (document TEXT, chunk TEXT, number INTEGER, domain TEXT, source TEXT)"
+_SORTED = "SELECT document, chunk, number, domain, source FROM rows ORDER BY document, rowid"
+
+log = structlog.get_logger(__name__)
+
+
+class Rows:
+    """The rows of a collection, by document. Made by ``gathered``; may be read on another thread."""
+
+    def __init__(self, collection: str) -> None:
+        self._collection = collection
+        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._connection.execute(_SCHEMA)
+
+    def add(self, rows: Iterable[StoredRow]) -> None:
+        """Add rows."""
+        self._connection.execute("BEGIN")
+        self._connection.executemany(
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
+            ((row.document_id, row.id, row.version.number, row.version.domain, row.source) for row in rows),
+        )
+        self._connection.execute("COMMIT")
+
+    def documents(self) -> int:
+        """Return of how many documents there are rows."""
+        found: int = self._connection.execute("SELECT COUNT(DISTINCT document) FROM rows").fetchone()[0]
+        return found
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield an entry for each document: its rows' keys, and the version that it has by them."""
+        for document, rows in groupby(self._connection.execute(_SORTED), key=itemgetter(0)):
+            chunks, version, source = [], None, ""
+            for _document, chunk, number, domain, said in rows:
+                chunks.append(chunk)
+                found = Version(number, domain)
+                if version is None or _stands_over(found, version):
+                    version, source = found, said
+            assert version is not None  # noqa: S101 - a group has a row, for the type checker
+            yield Entry(
+                key=DocumentKey(self._collection, document),
+                source=source,
+                version=version,
+                fingerprint="",
+                content="",
+                present=dict.fromkeys(chunks, UNKNOWN_DIGEST),
+            )
+
+    def close(self) -> None:
+        """Drop them."""
+        self._connection.close()
+
+
+@contextmanager
+def gathered(sink: Sink, beat: Callable[[], None]) -> Iterator[Rows]:
+    """Read all rows of a collection.
+
+    Args:
+        sink: The collection.
+        beat: Called now and then.
+
+    Raises:
+        UnavailableError: Milvus is away, or there is no room for temporary files.
+    """
+    rows = None
+    try:
+        try:
+            rows = Rows(sink.collection)
+            stored = iter(sink.stored())
+            while page := list(islice(stored, _PAGE)):
+                beat()
+                rows.add(row for row in page if _is_ours(sink, row))
+        except sqlite3.Error as error:
+            message = f"no room for temporary files ({error}): free some, or set SQLITE_TMPDIR to a folder with room"
+            raise UnavailableError("state", message) from error
+        yield rows
+    finally:
+        if rows is not None:
+            rows.close()
+
+
+def _is_ours(sink: Sink, row: StoredRow) -> bool:
+    """Return whether a row's key is one of ours; another one cannot be in an entry."""
+    if is_chunk_id(row.id):
+        return True
+    log.warning(
+        "a row that is none of ours, by its key",
+        collection=sink.collection,
+        document_id=row.document_id,
+        cure="ingestd audit --repair deletes it",
+    )
+    return False
+
+
+def _stands_over(version: Version, known: Version) -> bool:
+    """Return whether of two versions that a document's rows have the first is the one that the document has.
+
+    A producer's own is stronger than any other: rows that an edit left alone may have an offset yet, and a greater one.
+    """
+    explicit = version.domain == EXPLICIT
+    return version.number > known.number if explicit == (known.domain == EXPLICIT) else explicit
