@@ -304,12 +304,13 @@ class Moves:
         """Return what is written beside a file that failed."""
         letter = self._scope.seen.letter(self._name, document, self._collection)
         folder = escape(self._tree.root)
-        cure = f"mend the file and put it back into {folder}: it is tried again"
+        place = f"{folder}/{escape(path)}"
+        cure = f"mend the file and put it back as {place}: it is tried again"
         said: dict[str, Json] = {
             "document_id": document,
             "source": self._name,
             "collection": self._collection,
-            "path": f"{folder}/{escape(path)}",
+            "path": place,
         }
         if letter is None:
             return said | {"message": "it failed, and its dead letter was discarded", "cure": cure}

@@ -21,7 +21,7 @@ from ingestd.sources._moves import Moves, Shelves
 from ingestd.sources._payload import FilePayload
 from ingestd.sources._scan import Scan
 from ingestd.sources._tree import SIDECAR, RootGoneError
-from ingestd.sources._view import File, Flight, Notice, View
+from ingestd.sources._view import File, Flight, Notice, Trial, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,10 +82,9 @@ class Rounds:
         self._to_judge = False
         self._confirmed_before: frozenset[str] = frozenset()
         # Notes from other threads.
-        self.notices: deque[Notice] = deque()
+        self.notices: deque[Notice | Trial] = deque()
+        """In one order: an outcome that came after its trial undoes what that says."""
         self.asked: deque[str] = deque()
-        self.tried: deque[tuple[str, str]] = deque()
-        """Documents that are tried again, and the signatures of their files."""
         self.confirmed: deque[frozenset[str]] = deque()
         # Snapshots for other threads.
         self.held: frozenset[str] = frozenset()
@@ -305,6 +304,9 @@ class Rounds:
     def _take_notes(self, now: float) -> None:
         while self.notices:
             notice = self.notices.popleft()
+            if isinstance(notice, Trial):
+                self._view.trying(notice)
+                continue
             wait = self._view.note(notice)
             if wait is not None:
                 self._agenda.put(notice.document, now + wait)
@@ -312,8 +314,6 @@ class Rounds:
             if file is None:
                 self._back(notice.document)  # deleted by an event that was parked: nothing is missing any more
             self.moves.settled(notice.document, file)
-        while self.tried:
-            self._view.trying(*self.tried.popleft())
         while self.asked:
             document = self.asked.popleft()
             self._view.force(document)

@@ -53,6 +53,15 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """That a document is tried again, by others than the source's own thread."""
+
+    document: str
+    signature: str
+    """Of its file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """What matters of an outcome: a dead letter's bytes do not wait in the source's queue."""
 
@@ -151,11 +160,11 @@ class View:
         if file is not None:
             file.signature, file.parted = None, False
 
-    def trying(self, document: str, signature: str | None) -> None:
-        """Take note that a document is tried again, with the file that has this signature."""
-        file = self.files.setdefault(document, File())
-        if file.signature in {None, signature}:
-            file.signature, file.verdict = signature, None
+    def trying(self, trial: Trial) -> None:
+        """Take note that a document is tried again, with the file as it is now."""
+        file = self.files.setdefault(trial.document, File())
+        if file.signature in {None, trial.signature}:
+            file.signature, file.verdict = trial.signature, None
 
     def forget(self, document: str) -> None:
         """Drop a document of which there is nothing to know any more."""

@@ -34,7 +34,7 @@ from ingestd.sources._scan import Scan
 from ingestd.sources._shelf import Shelf, leads_back
 from ingestd.sources._survey import FolderSurvey
 from ingestd.sources._tree import RootGoneError, Tree
-from ingestd.sources._view import Notice
+from ingestd.sources._view import Notice, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -264,7 +264,7 @@ class FolderSource:
             moves.shelves.failed.put_back(path, document, self._max_bytes)
             found = self._tree.look(path)
         if found is not None:
-            self._rounds.tried.append((document, found.signature))
+            self._rounds.notices.append(Trial(document, found.signature))
         return found
 
     def absent(self) -> frozenset[str]:

@@ -746,6 +746,19 @@ def test_a_file_that_is_tried_again_is_not_moved_meanwhile(rig: Rig, shelves: di
         assert held(shelves["done"]) == {"b": "bad"}
 
 
+def test_a_replay_that_has_ended_before_the_source_hears_of_it(rig: Rig, shelves: dict[str, Any]) -> None:
+    """A fast model is done while the source's thread waits for room: the file goes away as it has ended."""
+    rig.write("b", "bad")
+    with running(rig, **shelves) as source:
+        rig.until(lambda: is_empty(rig))
+        go_on = rig.hold_up()
+        event = replay(rig, source, "b")
+        rig.engine.settle(event, Verdict.WRITTEN)  # type: ignore[arg-type]
+        go_on()
+        rig.until(lambda: is_empty(rig))
+        assert held(shelves["done"]) == {"b": "bad"}
+
+
 def test_what_a_replay_cannot_put_back(rig: Rig, shelves: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large: refused, with the reason. A newer file is there: that one counts. Gone: nothing. An error: later."""
     rig.write("b", "bad")
