@@ -246,6 +246,14 @@ class Survey(Protocol):
 class LetterTopic(Protocol):
     """Dead letters on a topic: for members without a disk, and for who wants them beside the records."""
 
+    def probe(self) -> None:
+        """Return if the topic is there, as far as that can be told without writing to it.
+
+        Raises:
+            UnavailableError: It is not, or no broker answers.
+        """
+        ...
+
     def publish(self, letters: Sequence[Outcome]) -> None:
         """Write dead letters; returns when all are acknowledged. A second time makes doubles, which readers drop.
 

@@ -22,10 +22,9 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.fixtures.brokers import Tansu, free_port
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import NoReturn
 
 CONFIG, SAMPLES = "config/kafka-quickstart.toml", "config/samples"
 TOPIC, COLLECTION = "documents", "articles"
@@ -39,6 +38,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> int:
     """Run all of it, and return the daemon's exit code."""
+    for number in _SIGNALS:  # before anything is there that would be left behind
+        signal.signal(number, _leave)
     with tempfile.TemporaryDirectory(prefix="ingestd-kafka-") as folder, _broker(Path(folder)) as bootstrap:
         variables = {SERVERS: json.dumps([bootstrap]), "HF_HUB_OFFLINE": "1"}
         produced = ("produce", "--topic", TOPIC, "--create", "--partitions", "2", SAMPLES, "--config", CONFIG)
@@ -49,8 +50,15 @@ def main() -> int:
         return _daemon(variables)
 
 
+def _leave(number: int, _frame: object) -> NoReturn:
+    """End as a shell says that a signal ended a program, having closed and removed what was begun."""
+    raise SystemExit(128 + number)
+
+
 @contextlib.contextmanager
 def _broker(folder: Path) -> Iterator[str]:
+    from tests.fixtures.brokers import Tansu, free_port  # noqa: PLC0415 - a second of imports: the signals come first
+
     port = USUAL_PORT if _is_free(USUAL_PORT) else free_port()
     broker = Tansu(folder, port=port, cluster_id=f"run-kafka-{os.getpid()}-{uuid.uuid4()}")
     try:
@@ -95,7 +103,7 @@ Port {USUAL_PORT} is taken, so the broker has another. In each shell in which yo
   export {SERVERS}={shlex.quote(json.dumps([bootstrap]))}
 """
     return f"""\
-The sample documents are on the topic {TOPIC} of a broker at {bootstrap}.
+The sample documents are on the topic {TOPIC} of a broker at {bootstrap}, which keeps them in memory: they go with it.
 How the daemon is doing: http://127.0.0.1:8321/   Stop it, and the broker, with Ctrl-C.
 {first}When that page says that all is well, search in another terminal:
   .venv/bin/ingestd search {COLLECTION} "{QUERY}" --config {CONFIG}

@@ -2,16 +2,21 @@
 
 A letter comes to settle once more when the topic has acknowledged it: only then does its position move. Until then it
 holds its lane and its part of the budget, so that a topic that takes nothing stops the pipeline, and drops nothing.
+Whether the topic is there at all is asked at the start: the first dead letter may come months later, in the night.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import structlog
+
 from ingestd.engine.channel import Channel
-from ingestd.errors import Stopped
+from ingestd.errors import Stopped, UnavailableError
+from ingestd.model import Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +26,14 @@ if TYPE_CHECKING:
     from ingestd.model import Outcome
     from ingestd.ports import LetterTopic
 
+PROBE_SECONDS = 5.0
+"""Between two looks whether the topic is there by now."""
 BATCH = 200
 LINGER = 0.02
 SLOWEST = 120.0
 """Seconds that a topic may take: its time-outs, connecting included."""
+
+log = structlog.get_logger(__name__)
 
 
 class Publisher:
@@ -52,6 +61,7 @@ class Publisher:
         fail: Callable[[str, BaseException], None],
     ) -> None:
         self._name = f"letters/{source}"
+        self._checked = f"{source}:letters"
         self._topic = topic
         self._collection = collection
         self._breakers = breakers
@@ -60,6 +70,11 @@ class Publisher:
         self._fail = fail
         # Bounded by the lanes' budget: a letter that waits holds its lane.
         self._channel: Channel[Outcome] = Channel(self._name, None)
+        self._missing: str | None = None
+        """Why the topic took no probe; None: it took one, or was not asked yet."""
+        self._look_at: float | None = 0.0
+        """When it is asked again, by the monotonic clock; None: never."""
+        self._probing = False
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
     def start(self) -> None:
@@ -70,10 +85,19 @@ class Publisher:
         """Take a dead letter. Never blocks."""
         self._channel.put(letter)
 
+    def check(self) -> Check:
+        """Say whether dead letters have somewhere to go. Of a topic that was there, and goes, the breaker tells."""
+        missing = self._missing
+        if missing is None:
+            return Check(self._checked, ok=True, detail="the dead letters' topic is there")
+        cure = "create it, or set missing_topics = 'create': until then the first dead letter holds the source up"
+        return Check(self._checked, ok=False, detail=missing, cure=cure)
+
     def close(self, timeout: float) -> None:
         """Write what was put, and end."""
         self._channel.close()
-        self._thread.join(timeout)
+        # A probe of brokers that do not answer takes its time-out; nobody waits for what it says now.
+        self._thread.join(timeout if len(self._channel) or not self._probing else min(timeout, 1.0))
         self._topic.close()
 
     def _run(self) -> None:
@@ -89,11 +113,29 @@ class Publisher:
     def _loop(self) -> None:
         while True:
             self._pulse.beat(self._name)
+            self._look()
             batch = self._channel.take(BATCH, LINGER, 1.0)
             if batch is None:
                 return
             if batch:
                 self._publish(batch)
+
+    def _look(self) -> None:
+        if self._look_at is None or time.monotonic() < self._look_at:
+            return
+        self._pulse.busy(self._name, "the dead letters' topic", SLOWEST)
+        self._probing = True
+        try:
+            self._topic.probe()
+        except UnavailableError as error:
+            if self._missing is None:
+                log.warning("dead letters have nowhere to go yet", topic_of=self._checked, error=str(error))
+            self._missing, self._look_at = str(error), time.monotonic() + PROBE_SECONDS
+        else:
+            self._missing = self._look_at = None
+        finally:
+            self._probing = False
+        self._pulse.beat(self._name)
 
     def _publish(self, batch: list[Outcome]) -> None:
         self._breakers.hold(
@@ -102,5 +144,6 @@ class Publisher:
             calling=lambda: self._pulse.busy(self._name, "the dead letters' topic", SLOWEST),
             scope=self._collection,
         )
+        self._missing = self._look_at = None
         for letter in batch:
             self._settle(replace(letter, published=True))

@@ -175,7 +175,7 @@ class Runner:
         checks = [*parts.pulse.checks(), *parts.breakers.checks()]
         for source in parts.sources.values():
             checks.extend(source.checks())
-        return [*checks, *parts.halts.checks()]
+        return [*checks, *parts.settle.checks(), *parts.halts.checks()]
 
     def _verdict(self, *, once: bool, finished: bool) -> Exit:
         if self._parts.faults.happened.is_set():

@@ -18,7 +18,7 @@ import structlog
 from ingestd.engine.channel import Channel
 from ingestd.engine.letters import Publisher
 from ingestd.errors import Stopped
-from ingestd.model import Event, Failure, Outcome, Stage, Verdict
+from ingestd.model import Check, Event, Failure, Outcome, Stage, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -107,6 +107,10 @@ class Settle:
     def put(self, outcome: Outcome) -> None:
         """Take an outcome. Never blocks."""
         self._channel.put(outcome)
+
+    def checks(self) -> Sequence[Check]:
+        """Say whether dead letters have somewhere to go."""
+        return [publisher.check() for publisher in self._publishers.values()]
 
     def __len__(self) -> int:
         """Return the number of outcomes that wait."""

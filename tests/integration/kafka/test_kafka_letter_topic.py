@@ -16,7 +16,7 @@ from tests.integration.kafka.conftest import COLLECTION, SOURCE, records, settin
 
 from ingestd import operations
 from ingestd.cli.main import main
-from ingestd.errors import ConfigError
+from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.letter_topic import LetterTopic
 
@@ -66,6 +66,20 @@ def _grown(letter: DeadLetter) -> DeadLetter:
     record = letter.record
     assert record is not None
     return replace(letter, record=replace(record, value=noise(2 * LEAST)))
+
+
+def test_a_topic_that_is_not_there_is_found_out_before_the_first_letter(on_noida: Rig) -> None:
+    """The probe makes none; once the topic is there it passes."""
+    name = f"{on_noida.topic}.missing"
+    topic = LetterTopic(SOURCE, on_noida.config(dead_letter_topic=name), "f")
+    try:
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=f"the topic {name}"):
+                topic.probe()
+        on_noida.make(topic=name)
+        topic.probe()
+    finally:
+        topic.close()
 
 
 def test_a_replay_that_its_topic_refuses_writes_nothing(on_noida: Rig, topic: LetterTopic) -> None:

@@ -63,6 +63,20 @@ class LetterTopic:
         self._clock = clock
         self._producer: KafkaProducer | None = None
 
+    def probe(self) -> None:
+        """Return if the topic is there.
+
+        Raises:
+            UnavailableError: It is not, or no broker answers.
+            ConfigError: The brokers refuse us.
+        """
+        try:
+            there = self._open().partitions_for(self.topic)
+        except (KafkaError, OSError) as error:
+            raise self._away(self.topic, error) from error
+        if not there:
+            raise UnavailableError(_dependency(self._source), f"the topic {self.topic} is not there")
+
     def publish(self, letters: Sequence[Outcome]) -> None:
         """Write dead letters; returns when all are acknowledged, each in the first form that the topic takes."""
         said = Said(self._config.group_id, self._fingerprint, self._clock())
@@ -204,7 +218,7 @@ class LetterTopic:
         self.close()  # another one begins with the brokers as they are then
         raise_if_refused(self._source, error)
         return UnavailableError(
-            f"dead letters:{self._source}",
+            _dependency(self._source),
             f"the topic {topic} takes no records: {told(error)}; is it there, and may we write to it?",
         )
 
@@ -212,6 +226,10 @@ class LetterTopic:
         if self._producer is None:
             self._producer = writer(f"{self._source}-letters", self._config, ANSWER_MS)
         return self._producer
+
+
+def _dependency(source: str) -> str:
+    return f"dead letters:{source}"
 
 
 def _batches(letters: Iterable[DeadLetter]) -> Iterator[list[DeadLetter]]:
