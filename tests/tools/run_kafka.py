@@ -38,7 +38,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> int:
     """Run all of it, and return the daemon's exit code."""
-    for number in _SIGNALS:  # before anything is there that would be left behind
+    for number in _heard():  # before anything is there that would be left behind
         signal.signal(number, _leave)
     with tempfile.TemporaryDirectory(prefix="ingestd-kafka-") as folder, _broker(Path(folder)) as bootstrap:
         variables = {SERVERS: json.dumps([bootstrap]), "HF_HUB_OFFLINE": "1"}
@@ -48,6 +48,11 @@ def main() -> int:
             return done.returncode
         print(told(bootstrap), flush=True)  # noqa: T201 - what a person is told
         return _daemon(variables)
+
+
+def _heard() -> list[signal.Signals]:
+    """Return the signals that are not ignored: under nohup a hang-up ends nobody."""
+    return [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
@@ -77,13 +82,15 @@ def _is_free(port: int) -> bool:
 
 def _daemon(variables: Mapping[str, str]) -> int:
     """Run the daemon in the foreground until it ends; what asks us to end is passed on to it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until there is somebody to pass them on to
     daemon = subprocess.Popen([*INGESTD, "run", "--config", CONFIG], env=os.environ | dict(variables))
 
     def pass_on(number: int, _frame: object) -> None:
         # A signal that the terminal sent to all of us as well is one that the daemon takes for the same.
         daemon.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in _heard()}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         return daemon.wait()
     finally:

@@ -7,7 +7,7 @@ chunks they are three gigabytes, and who has lost a ledger could then not start 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ingestd.ports import Sink
 
 _PAGE = 1_000
+_STEPS = 1_000_000
+"""Of SQLite's virtual machine, between two beats: a fraction of a second."""
 _SCHEMA = "CREATE TABLE rows (document TEXT, chunk TEXT, number INTEGER, domain TEXT, source TEXT)"
 _SORTED = "SELECT document, chunk, number, domain, source FROM rows ORDER BY document, rowid"
 
@@ -31,34 +33,42 @@ log = structlog.get_logger(__name__)
 
 
 class Rows:
-    """The rows of a collection, by document. Made by ``gathered``; may be read on another thread."""
+    """The rows of a collection, by document. Made by ``gathered``; may be read on another thread.
 
-    def __init__(self, collection: str) -> None:
+    Args:
+        collection: Its name.
+        beat: Called now and then, also while SQLite sorts.
+    """
+
+    def __init__(self, collection: str, beat: Callable[[], None]) -> None:
         self._collection = collection
-        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._connection.execute(_SCHEMA)
+        self._beat = beat
+        with _room():
+            self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+            self._connection.execute(_SCHEMA)
+        self._connection.set_progress_handler(self._going_on, _STEPS)
 
     def add(self, rows: Iterable[StoredRow]) -> None:
         """Add rows."""
-        self._connection.execute("BEGIN")
-        self._connection.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
-            ((row.document_id, row.id, row.version.number, row.version.domain, row.source) for row in rows),
-        )
-        self._connection.execute("COMMIT")
-
-    def documents(self) -> int:
-        """Return of how many documents there are rows."""
-        found: int = self._connection.execute("SELECT COUNT(DISTINCT document) FROM rows").fetchone()[0]
-        return found
+        values = [(row.document_id, row.id, row.version.number, row.version.domain, row.source) for row in rows]
+        with _room():
+            self._connection.execute("BEGIN")
+            self._connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", values)
+            self._connection.execute("COMMIT")
 
     def entries(self) -> Iterator[Entry]:
-        """Yield an entry for each document: its rows' keys, and the version that it has by them."""
-        for document, rows in groupby(self._connection.execute(_SORTED), key=itemgetter(0)):
+        """Yield an entry for each document: its rows' keys, and the version that it has by them.
+
+        Raises:
+            UnavailableError: There is no room for temporary files.
+        """
+        for number, (document, rows) in enumerate(groupby(self._sorted(), key=itemgetter(0))):
+            if number % _PAGE == 0:
+                self._beat()
             chunks, version, source = [], None, ""
-            for _document, chunk, number, domain, said in rows:
+            for _document, chunk, count, domain, said in rows:
                 chunks.append(chunk)
-                found = Version(number, domain)
+                found = Version(count, domain)
                 if version is None or _stands_over(found, version):
                     version, source = found, said
             assert version is not None  # noqa: S101 - a group has a row, for the type checker
@@ -75,6 +85,35 @@ class Rows:
         """Drop them."""
         self._connection.close()
 
+    def _going_on(self) -> bool:
+        """Beat, amid a statement; it is interrupted where that raises."""
+        self._beat()
+        return False
+
+    def _sorted(self) -> Iterator[tuple[str, str, int, str, str]]:
+        with _room():
+            cursor = self._connection.execute(_SORTED)  # here it sorts
+        while True:
+            with _room():
+                page = cursor.fetchmany(_PAGE)
+            if not page:
+                return
+            yield from page
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Have a temporary database that cannot be written told as what it is: not as the state's failure.
+
+    Raises:
+        UnavailableError: It cannot.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        message = f"no room for temporary files ({error}): free some, or set SQLITE_TMPDIR to a folder with room"
+        raise UnavailableError("temporary files", message) from error
+
 
 @contextmanager
 def gathered(sink: Sink, beat: Callable[[], None]) -> Iterator[Rows]:
@@ -87,21 +126,12 @@ def gathered(sink: Sink, beat: Callable[[], None]) -> Iterator[Rows]:
     Raises:
         UnavailableError: Milvus is away, or there is no room for temporary files.
     """
-    rows = None
-    try:
-        try:
-            rows = Rows(sink.collection)
-            stored = iter(sink.stored())
-            while page := list(islice(stored, _PAGE)):
-                beat()
-                rows.add(row for row in page if _is_ours(sink, row))
-        except sqlite3.Error as error:
-            message = f"no room for temporary files ({error}): free some, or set SQLITE_TMPDIR to a folder with room"
-            raise UnavailableError("state", message) from error
+    with closing(Rows(sink.collection, beat)) as rows:
+        stored = iter(sink.stored())
+        while page := list(islice(stored, _PAGE)):
+            beat()
+            rows.add(row for row in page if _is_ours(sink, row))
         yield rows
-    finally:
-        if rows is not None:
-            rows.close()
 
 
 def _is_ours(sink: Sink, row: StoredRow) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingestd.engine.channel import Channel
-from ingestd.errors import Stopped, UnavailableError
+from ingestd.errors import ConfigError, Stopped, UnavailableError
 from ingestd.model import Check
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 5.0
 """Between two looks whether the topic is there by now."""
+WELL_SECONDS = 300.0
+"""Between two looks whether it is there still."""
 BATCH = 200
 LINGER = 0.02
 SLOWEST = 120.0
@@ -61,7 +63,7 @@ class Publisher:
         fail: Callable[[str, BaseException], None],
     ) -> None:
         self._name = f"letters/{source}"
-        self._checked = f"{source}:letters"
+        self._source = source
         self._topic = topic
         self._collection = collection
         self._breakers = breakers
@@ -70,10 +72,11 @@ class Publisher:
         self._fail = fail
         # Bounded by the lanes' budget: a letter that waits holds its lane.
         self._channel: Channel[Outcome] = Channel(self._name, None)
+        self._asked = False
         self._missing: str | None = None
-        """Why the topic took no probe; None: it took one, or was not asked yet."""
-        self._look_at: float | None = 0.0
-        """When it is asked again, by the monotonic clock; None: never."""
+        """Why the topic is not there, as far as it was asked."""
+        self._look_at = 0.0
+        """When it is asked again, by the monotonic clock."""
         self._probing = False
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
@@ -86,12 +89,13 @@ class Publisher:
         self._channel.put(letter)
 
     def check(self) -> Check:
-        """Say whether dead letters have somewhere to go. Of a topic that was there, and goes, the breaker tells."""
+        """Say whether dead letters have somewhere to go. Of one that takes no letter the breaker tells."""
         missing = self._missing
         if missing is None:
-            return Check(self._checked, ok=True, detail="the dead letters' topic is there")
+            detail = "the dead letters' topic is there" if self._asked else "the topic was not asked yet"
+            return Check(f"{self._source}:letters", ok=True, detail=detail)
         cure = "create it, or set missing_topics = 'create': until then the first dead letter holds the source up"
-        return Check(self._checked, ok=False, detail=missing, cure=cure)
+        return Check(f"{self._source}:letters", ok=False, detail=missing, cure=cure)
 
     def close(self, timeout: float) -> None:
         """Write what was put, and end."""
@@ -121,20 +125,20 @@ class Publisher:
                 self._publish(batch)
 
     def _look(self) -> None:
-        if self._look_at is None or time.monotonic() < self._look_at:
+        if time.monotonic() < self._look_at:
             return
         self._pulse.busy(self._name, "the dead letters' topic", SLOWEST)
         self._probing = True
         try:
             self._topic.probe()
-        except UnavailableError as error:
+        except (UnavailableError, ConfigError) as error:  # what is refused ends the daemon when there is a letter
             if self._missing is None:
-                log.warning("dead letters have nowhere to go yet", topic_of=self._checked, error=str(error))
+                log.warning("dead letters have nowhere to go", source=self._source, error=str(error))
             self._missing, self._look_at = str(error), time.monotonic() + PROBE_SECONDS
         else:
-            self._missing = self._look_at = None
+            self._missing, self._look_at = None, time.monotonic() + WELL_SECONDS
         finally:
-            self._probing = False
+            self._probing, self._asked = False, True
         self._pulse.beat(self._name)
 
     def _publish(self, batch: list[Outcome]) -> None:
@@ -144,6 +148,6 @@ class Publisher:
             calling=lambda: self._pulse.busy(self._name, "the dead letters' topic", SLOWEST),
             scope=self._collection,
         )
-        self._missing = self._look_at = None
+        self._missing, self._asked, self._look_at = None, True, time.monotonic() + WELL_SECONDS
         for letter in batch:
             self._settle(replace(letter, published=True))

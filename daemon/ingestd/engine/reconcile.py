@@ -187,9 +187,16 @@ class _Check:
 
 
 def _rebuild(ledger: Ledger, sink: Sink, identity: str, beat: Callable[[], None]) -> Reconciled:
+    documents = 0
+
+    def counted(entries: Iterator[Entry]) -> Iterator[Entry]:
+        nonlocal documents
+        for entry in entries:
+            documents += 1
+            yield entry
+
     with gathered(sink, beat) as rows:
-        documents = rows.documents()
-        ledger.bind(sink.collection, identity, rows.entries())
+        ledger.bind(sink.collection, identity, counted(rows.entries()))
     if documents:
         log.warning("ledger rebuilt from Milvus", collection=sink.collection, documents=documents)
     return Reconciled(rebuilt=documents)

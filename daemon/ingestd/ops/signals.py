@@ -138,6 +138,8 @@ class Signals:
         if self._thread.is_alive():
             signal.pthread_kill(self._thread.ident or 0, WAKE)
             self._thread.join()
+        for number in self._passed:  # passed on, and too late: pending for this thread, which holds it, and goes on
+            signal.pthread_kill(threading.get_ident(), number)
 
     def _listen(self) -> None:
         try:

@@ -131,7 +131,6 @@ def overflow(wish: Wish, folder: Path, draw: random.Random, report: Report) -> F
             report("overflow", seconds=place.until_whole(since))
         if wish.times < 1:
             return place.finish(faults=count, events=20 + 30 * count)
-        place.workplace.configure("collections.articles.vectors", {"dense": {"embedder": "hash"}})
         storm = _storm(place, STORM)
         place.faults += 1
         report("storm", files=STORM, made_in=storm, settled_after=place.until_whole(time.monotonic(), 1200))

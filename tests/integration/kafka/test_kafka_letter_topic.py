@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +75,24 @@ def test_a_topic_that_is_not_there_is_found_out_before_the_first_letter(on_noida
     topic = LetterTopic(SOURCE, on_noida.config(dead_letter_topic=name), "f")
     try:
         for _ in range(2):
-            with pytest.raises(UnavailableError, match=f"the topic {name}"):
+            with pytest.raises(UnavailableError, match=f"there is no topic {name}"):
                 topic.probe()
         on_noida.make(topic=name)
         topic.probe()
     finally:
         topic.close()
+
+
+def test_brokers_that_never_shake_hands_hold_nobody(on_noida: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load balancer without brokers behind it takes connections: the client itself would wait for ever."""
+    monkeypatch.setattr("ingestd.sources._kafka.connection.BOOTSTRAP_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        servers = [f"127.0.0.1:{mute.getsockname()[1]}"]
+        topic = LetterTopic(SOURCE, on_noida.config(dead_letter_topic="t", bootstrap_servers=servers, tls={}), "f")
+        with pytest.raises(UnavailableError, match="no answer"):
+            topic.probe()
+        with pytest.raises(UnavailableError, match="no answer"):
+            list(topic.letters())
 
 
 def test_a_replay_that_its_topic_refuses_writes_nothing(on_noida: Rig, topic: LetterTopic) -> None:

@@ -153,12 +153,28 @@ def plain_options(name: str, config: Config) -> dict[str, Any]:
     }
 
 
+def greet(name: str, config: Config) -> None:
+    """Return if a broker takes us, where that has to be found out before the client is made.
+
+    With TLS or SASL it swallows every refusal, and on a handshake that nobody answers it waits for ever.
+
+    Raises:
+        ConfigError: The brokers refuse us.
+        UnavailableError: None answers.
+    """
+    if config.tls is not None or config.sasl is not None:
+        chosen = plain_options(name, config)
+        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
+
+
 def reader(name: str, config: Config) -> KafkaConsumer:
     """Return a consumer in no group: it commits nothing, and is told what it reads.
 
     Raises:
         KafkaError: No broker answers, or they refuse us.
+        ConfigError, UnavailableError: As ``greet``.
     """
+    greet(name, config)
     options = {"group_id": None, "enable_auto_commit": False, "auto_offset_reset": "earliest"}
     return creating_none(KafkaConsumer(**options, **plain_options(name, config)))
 
@@ -173,7 +189,9 @@ def writer(name: str, config: Config, answer_ms: int) -> KafkaProducer:
 
     Raises:
         KafkaError: No broker answers, or they refuse us.
+        ConfigError, UnavailableError: As ``greet``.
     """
+    greet(name, config)
     options = {
         "acks": "all",
         # An idempotent producer is done for after one record that is too large: every later send fails.
@@ -208,9 +226,7 @@ def connect(name: str, config: Config) -> KafkaConsumer:
         UnavailableError: No broker answers.
     """
     chosen = options(name, config)
-    if config.tls is not None or config.sasl is not None:
-        # Before the client: it swallows every refusal, and a handshake that stalls outlasts its time-out.
-        preflight(config.bootstrap_servers, chosen, BOOTSTRAP_SECONDS, dependency=f"kafka:{name}")
+    greet(name, config)
     try:
         return creating_none(KafkaConsumer(**chosen))
     except (KafkaError, OSError) as error:

@@ -64,18 +64,21 @@ class LetterTopic:
         self._producer: KafkaProducer | None = None
 
     def probe(self) -> None:
-        """Return if the topic is there.
+        """Return if the topic is there, as a new client finds it.
 
         Raises:
             UnavailableError: It is not, or no broker answers.
             ConfigError: The brokers refuse us.
         """
         try:
-            there = self._open().partitions_for(self.topic)
+            with closing(reader(f"{self._source}-letters", self._config)) as consumer:
+                there = self.topic in consumer.topics()
         except (KafkaError, OSError) as error:
-            raise self._away(self.topic, error) from error
+            raise_if_refused(self._source, error)
+            message = f"whether the topic {self.topic} is there cannot be told: {told(error)}"
+            raise UnavailableError(_dependency(self._source), message) from error
         if not there:
-            raise UnavailableError(_dependency(self._source), f"the topic {self.topic} is not there")
+            raise UnavailableError(_dependency(self._source), f"there is no topic {self.topic}")
 
     def publish(self, letters: Sequence[Outcome]) -> None:
         """Write dead letters; returns when all are acknowledged, each in the first form that the topic takes."""
@@ -224,7 +227,10 @@ class LetterTopic:
 
     def _open(self) -> KafkaProducer:
         if self._producer is None:
-            self._producer = writer(f"{self._source}-letters", self._config, ANSWER_MS)
+            try:
+                self._producer = writer(f"{self._source}-letters", self._config, ANSWER_MS)
+            except UnavailableError as error:
+                raise UnavailableError(_dependency(self._source), str(error)) from error
         return self._producer
 
 

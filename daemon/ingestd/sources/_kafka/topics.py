@@ -15,7 +15,7 @@ from kafka.structs import TopicPartition
 
 from ingestd.errors import UnavailableError
 from ingestd.model import Check
-from ingestd.sources._kafka.connection import connect, plain_options, reader
+from ingestd.sources._kafka.connection import connect, greet, plain_options, reader
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.events import record_of
 from ingestd.sources._kafka.security import risks
@@ -112,6 +112,7 @@ def create(name: str, config: Config, topics: tuple[str, ...]) -> None:
         ConfigError: The brokers refuse it.
         UnavailableError: No broker answers.
     """
+    greet(name, config)
     try:
         with closing(KafkaAdminClient(**plain_options(name, config))) as admin:
             missing = [topic for topic in topics if topic not in admin.list_topics()]
