@@ -268,7 +268,7 @@ def traps(wish: Wish, folder: Path, draw: random.Random, report: Report) -> Figu
                 (inbox / f"swapped-{number}").rename((inbox / swapped).parent)
                 place.faults += 8
             report("traps", number=number, seconds=place.until_whole(time.monotonic()))
-        return place.finish(faults=8 * count, events=20 + 4 * count)
+        return place.finish(faults=8 * count, events=20 + count)  # beside four files a round
 
 
 SCENES: dict[str, Scene] = {
