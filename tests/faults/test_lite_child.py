@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -362,6 +363,22 @@ def test_it_listens_on_the_loopback_address_alone(own_lite: Lite) -> None:
     """Milvus Lite asks nobody for a password."""
     listening = [at for at in psutil.Process(own_lite.pid).net_connections() if at.status == psutil.CONN_LISTEN]
     assert [at.laddr.ip.removeprefix("::ffff:") for at in listening] == ["127.0.0.1"]
+
+
+def test_the_connection_of_an_idle_client_stays(own_lite: Lite) -> None:
+    """The client pings, which servers take amiss unless told: a request that came just then was refused.
+
+    Here a client that pings thirty times as often, so that it need not be idle for minutes.
+    """
+    options = [("grpc.keepalive_time_ms", 300), ("grpc.keepalive_permit_without_calls", 1)]
+    often = ("grpc.http2.max_pings_without_data", 0)
+    states: list[grpc.ChannelConnectivity] = []
+    address = own_lite.start().removeprefix("http://")
+    with grpc.insecure_channel(address, options=[*options, often]) as channel:
+        grpc.channel_ready_future(channel).result(20)
+        channel.subscribe(states.append)
+        time.sleep(4)  # four pings and it was closed, with the server as it comes
+    assert states == [grpc.ChannelConnectivity.READY]
 
 
 def test_a_restart_keeps_what_was_written(own_lite: Lite, connection: Connection) -> None:

@@ -181,6 +181,9 @@ def _listen(database: MilvusLite) -> tuple[int, Callable[[], None]]:
         worker,
         options=[
             ("grpc.so_reuseport", 0),
+            # pymilvus pings every ten seconds, which servers take amiss unless told: the connection of an idle daemon
+            # would be closed every minute or so, and now and then in the face of a request.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.max_receive_message_length", LARGEST_MESSAGE),
             ("grpc.max_send_message_length", -1),
         ],
