@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import COLLECTION
 
 from ingestd.engine._rows import gathered
-from ingestd.errors import UnavailableError
+from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import EXPLICIT, UNKNOWN_DIGEST, StoredRow, Version
 
 if TYPE_CHECKING:
@@ -81,6 +81,22 @@ def test_many_rows_take_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert most < 3_000_000
+
+
+def test_a_stop_amid_a_long_statement_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite answers that it was interrupted, which is no lack of room."""
+    monkeypatch.setattr("ingestd.engine._rows._STEPS", 10)
+    stopped = False
+
+    def beat() -> None:
+        if stopped:
+            raise Stopped
+
+    rows = (row(f"document {number}", number) for number in range(5_000))
+    with gathered(of(rows), beat) as found:
+        stopped = True
+        with pytest.raises(Stopped):
+            list(found._sorted())
 
 
 def test_no_room_for_temporary_files_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ class Rows:
     def __init__(self, collection: str, beat: Callable[[], None]) -> None:
         self._collection = collection
         self._beat = beat
-        with _room():
+        with self._room():
             self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
             self._connection.execute(_SCHEMA)
         self._connection.set_progress_handler(self._going_on, _STEPS)
@@ -51,7 +51,7 @@ class Rows:
     def add(self, rows: Iterable[StoredRow]) -> None:
         """Add rows."""
         values = [(row.document_id, row.id, row.version.number, row.version.domain, row.source) for row in rows]
-        with _room():
+        with self._room():
             self._connection.execute("BEGIN")
             self._connection.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", values)
             self._connection.execute("COMMIT")
@@ -90,29 +90,29 @@ class Rows:
         self._beat()
         return False
 
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Have a temporary database that cannot be written told as what it is: not as the state's failure.
+
+        Raises:
+            UnavailableError: It cannot.
+        """
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._beat()  # raises again what interrupted the statement, if that is what it was
+            message = f"no room for temporary files ({error}): free some, or set SQLITE_TMPDIR to a folder with room"
+            raise UnavailableError("temporary files", message) from error
+
     def _sorted(self) -> Iterator[tuple[str, str, int, str, str]]:
-        with _room():
+        with self._room():
             cursor = self._connection.execute(_SORTED)  # here it sorts
         while True:
-            with _room():
+            with self._room():
                 page = cursor.fetchmany(_PAGE)
             if not page:
                 return
             yield from page
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """Have a temporary database that cannot be written told as what it is: not as the state's failure.
-
-    Raises:
-        UnavailableError: It cannot.
-    """
-    try:
-        yield
-    except sqlite3.Error as error:
-        message = f"no room for temporary files ({error}): free some, or set SQLITE_TMPDIR to a folder with room"
-        raise UnavailableError("temporary files", message) from error
 
 
 @contextmanager
