@@ -196,8 +196,9 @@ def _until_share(member: Member, count: float) -> float:
         return settled >= max(1, count)
 
     member.daemon.until(reached, f"{count:.0f} events are settled", HOUR)
-    (first, _few), (last, many) = seen[0], seen[-1]
-    return many / max(1.0, last - first)  # of a burst that takes less, all may be done again
+    (first, few), (last, many) = seen[0], seen[-1]
+    # Of a burst that takes less than a second all may be done again.
+    return (many - few) / (last - first) if last - first > 1 else float(many)
 
 
 def _change(crew: list[Member], draw: random.Random, patience: float) -> str:

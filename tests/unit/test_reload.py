@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from ingestd import config
+from ingestd.children import ChildDied
 from ingestd.cli import reload
-from ingestd.cli.reload import Reload
+from ingestd.cli.reload import Reload, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ingestd.children import Child
     from ingestd.ops.image import Image
 
 SILENT = """
@@ -33,6 +35,8 @@ type = "folder"
 path = "inbox"
 collection = "articles"
 """
+
+BROKEN = "it could not be looked at: new-configuration (process 7) ended with exit status 1; see its messages above"
 
 
 class Heard:
@@ -53,6 +57,47 @@ class Heard:
     def faults(self) -> Sequence[str]:
         """Return nothing that speaks against beginning again."""
         return ()
+
+
+class Scripted:
+    """A process that looks, as far as it was written: what it says, and then that it died."""
+
+    def __init__(self, *said: dict[str, object]) -> None:
+        self._said = list(said)
+
+    def send(self, message: object) -> None:
+        """Take the question."""
+
+    def receive(self, _timeout: float) -> object:
+        """Return the next part."""
+        if not self._said:
+            raise ChildDied("new-configuration (process 7) ended with exit status 1")
+        return self._said.pop(0)
+
+
+FIRST: dict[str, object] = {"faults": [], "unknown": [], "over": False}
+SECOND: dict[str, object] = {"faults": ["articles: another dimension"], "unknown": ["cms: away"], "over": False}
+
+
+@pytest.mark.parametrize("seconds", [120.0, 0.0])
+def test_what_was_found_counts_however_the_look_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A process that breaks speaks against a configuration; one whose time is over does not, but what it found does."""
+    monkeypatch.setattr(reload, "LOOK_SECONDS", seconds)
+    file = tmp_path / "ingestd.toml"
+    file.write_text(SILENT.format(port=1, listen="127.0.0.1:0"))
+    heard = Heard()
+    wish = Reload(file, config.load(file), cast("Image", heard), heard, heard.over.set)
+
+    def answer(*said: dict[str, object]) -> Verdict:
+        return wish._answer_of(cast("Child", Scripted(*said)))
+
+    broken = [] if seconds == 0.0 else [BROKEN]
+    assert list(answer(FIRST).faults) == broken
+    assert list(answer(FIRST, SECOND).faults) == ["articles: another dimension", *broken]
+    assert list(answer(FIRST, SECOND | {"over": True}).faults) == ["articles: another dimension"]
+    assert list(answer().faults) == [BROKEN]
 
 
 @pytest.mark.parametrize(("listen", "refused"), [("127.0.0.1:0", False), ("nowhere:0", True)])

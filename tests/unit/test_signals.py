@@ -32,6 +32,12 @@ def left(signals, seconds=20.0):  # what the start was left with, by whoever wai
     except BaseException as error:
         return type(error).__name__
 
+def unheld():  # let signals reach this thread, and one that is older than the holding
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+    ready, release = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
+    ready.wait()
+
 hold()
 """
 
@@ -188,10 +194,7 @@ print(sorted(map(int, signal.sigpending())), signals.stopping)
 def test_a_thread_that_is_not_held_loses_nothing() -> None:
     """A program that starts us in its own process may have threads already: what they take is heard too."""
     said = run("""
-signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
-ready, release = threading.Event(), threading.Event()
-threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
-ready.wait()
+unheld()
 signals, drained = Signals(reloads=True), threading.Event()
 signals.hand_over(drained.set)
 send(signal.SIGTERM)
@@ -205,10 +208,7 @@ print(signals.stopping)
 def test_a_start_is_left_though_its_own_thread_takes_the_signal() -> None:
     """Amid whatever that does: also where it has just begun to say how a wait is ended."""
     said = run("""
-signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
-ready, release = threading.Event(), threading.Event()
-threading.Thread(target=lambda: ready.set() or release.wait(), daemon=True).start()
-ready.wait()
+unheld()
 signals = Signals(reloads=True)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
 with signals.start._lock:

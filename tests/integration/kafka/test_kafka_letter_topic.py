@@ -20,6 +20,7 @@ from ingestd.cli.main import main
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.letter_topic import LetterTopic
+from ingestd.sources._kafka.topics import create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,11 +89,14 @@ def test_brokers_that_never_shake_hands_hold_nobody(on_noida: Rig, monkeypatch: 
     monkeypatch.setattr("ingestd.sources._kafka.connection.BOOTSTRAP_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         servers = [f"127.0.0.1:{mute.getsockname()[1]}"]
-        topic = LetterTopic(SOURCE, on_noida.config(dead_letter_topic="t", bootstrap_servers=servers, tls={}), "f")
+        config = on_noida.config(dead_letter_topic="t", bootstrap_servers=servers, tls={})
+        topic = LetterTopic(SOURCE, config, "f")
         with pytest.raises(UnavailableError, match="no answer"):
             topic.probe()
         with pytest.raises(UnavailableError, match="no answer"):
             list(topic.letters())
+        with pytest.raises(UnavailableError, match="no answer"):
+            create(SOURCE, config, ("t",))
 
 
 def test_a_replay_that_its_topic_refuses_writes_nothing(on_noida: Rig, topic: LetterTopic) -> None:
