@@ -158,6 +158,37 @@ class WhitespaceTokenizer:
         return _array([match.span() for match in self._TOKEN.finditer(text)])
 
 
+class PieceTokenizer:
+    """Pieces of words, about as many as a model's own tokenizer makes, as ``ports.Tokenizer``: for a far model.
+
+    Four letters of the Latin alphabet, two of another, one ideograph, kana or hangul, three digits, one sign. English
+    gets about a third more tokens than from OpenAI's ``cl100k_base``: an estimate that errs to the safe side.
+
+    Args:
+        limit: The most tokens of a text that the model sees; None: no end.
+    """
+
+    _TOKEN = re.compile(
+        r"[A-Za-z]{1,4}|\d{1,3}|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\d_]{1,2}|[^\w\s]|_|\w"
+    )
+
+    def __init__(self, *, limit: int | None = None) -> None:
+        self.limit = limit
+        self.digest = hashlib.sha256(self._TOKEN.pattern.encode()).hexdigest()
+
+    def special_tokens(self) -> int:
+        """Return 2: most models put one before a text and one behind it."""
+        return 2
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens."""
+        return sum(1 for _ in self._TOKEN.finditer(text))
+
+    def offsets(self, text: str) -> NDArray[np.int64]:
+        """Return where each token starts and ends in the text, in characters: shape (tokens, 2), int64."""
+        return _array([match.span() for match in self._TOKEN.finditer(text)])
+
+
 def _array(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
     flat = itertools.chain.from_iterable(offsets)
     return np.fromiter(flat, dtype=np.int64, count=2 * len(offsets)).reshape(-1, 2)

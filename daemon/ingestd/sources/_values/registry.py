@@ -24,9 +24,9 @@ import structlog
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from ingestd.answers import PackedError, TooLargeError, body, retry_after
 from ingestd.errors import ConfigError, IngestError, UnavailableError
 from ingestd.model import Check
-from ingestd.sources._values.answers import PackedError, TooLargeError, body, retry_after
 from ingestd.sources._values.decoded import RefusedError, shown
 from ingestd.sources._values.strict_json import parsed
 

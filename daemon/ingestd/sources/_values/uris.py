@@ -19,9 +19,9 @@ from urllib.parse import unquote, unquote_to_bytes
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from ingestd.answers import PackedError, TooLargeError, body, retry_after
 from ingestd.errors import DocumentError, TransientError
 from ingestd.model import Content
-from ingestd.sources._values.answers import PackedError, TooLargeError, body, retry_after
 from ingestd.sources._values.decoded import RefusedError, shown
 
 if TYPE_CHECKING:

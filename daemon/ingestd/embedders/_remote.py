@@ -1,0 +1,580 @@
+"""The daemon's side of a model behind a provider's API: its options, its batches, its turns, and what it was paid for.
+
+Owns what all HTTP embedders have in common. A call's texts are cut into requests by the provider's limits in inputs and
+tokens; several are in flight at a time, each in its turn (``_pace``). A request that the provider refuses for its texts
+is halved until the bad text stands alone, and that one is believed to be bad only where a plain sentence passes. What
+was embedded before a call failed is kept, for the caller comes back with the same texts: nothing is paid for twice.
+
+A provider's file says what goes on the wire and what comes back (``Wire``), and nothing else. One request at a time
+with a client library's own tries was turned down: it is limited by the round trip, and a bad text fails its batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections import OrderedDict, deque
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from ingestd.devices.check import BadVectorsError, check
+from ingestd.embedders import _folder
+from ingestd.embedders._client import Client, RefusedTexts, TooFast, Unfit
+from ingestd.embedders._location import locate
+from ingestd.embedders._pace import Pace
+from ingestd.embedders._tokenizer import FileTokenizer, PieceTokenizer
+from ingestd.errors import ConfigError, DocumentError, Stopped, UnavailableError
+from ingestd.model import ModelInfo, Role, SparseVector, SparseVectors, VectorKind, canonical_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from numpy.typing import NDArray
+
+    from ingestd.model import DenseVector, Vectors
+    from ingestd.ports import Tokenizer
+
+PROBE = "A text to see that the model works."
+LONGEST = 150.0
+"""Seconds that a call may take, and one answer more. What is slower counts as away; what it answered is kept."""
+TRIES = 5
+"""Refusals of one request for being too fast, one after the other, that count as an outage."""
+KEPT_BYTES = 64 * 1024 * 1024
+"""Of vectors that are kept for a call that comes again."""
+
+
+class RemoteConfig(BaseModel):
+    """The options of every model behind a provider's API."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: ClassVar[int] = 100
+    """The provider's own limit on the texts of a request; ``batch_texts`` is for one that has moved it."""
+    tokens: ClassVar[int] = 100_000
+    """The same on tokens."""
+    length: ClassVar[int] = 8_000
+    """The most tokens of a text that its models see, where ``max_tokens`` does not say."""
+
+    model: str = Field(min_length=1, description="The model's name, as the provider has it.")
+    base_url: str = Field(description="Where the API is; default: the provider's own.")
+    api_key: SecretStr | None = Field(
+        default=None, description="From the environment or a secret: INGESTD_EMBEDDERS__NAME__API_KEY."
+    )
+    dimension: int | None = Field(
+        default=None, ge=1, le=32_768, description="Numbers of a vector, where the model lets one choose."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=8, description="The most tokens of a text that the model sees; not set: the provider's usual."
+    )
+    too_long: Literal["truncate", "fail"] = Field(
+        default="truncate", description="What becomes of a longer text: its beginning counts, or its document fails."
+    )
+    tokenizer_model: str | None = Field(
+        default=None,
+        description="A folder, package:NAME/PATH or a name on the hub with the model's tokenizer.json; not set: tokens "
+        "are estimated, about four letters each.",
+    )
+    document_prompt: str = Field(default="", description="What is put before each chunk.")
+    query_prompt: str = Field(default="", description="What is put before a query.")
+    batch_texts: int | None = Field(default=None, ge=1, description="The most texts of a request; not set: the limit.")
+    batch_tokens: int | None = Field(default=None, ge=1, description="The same of tokens.")
+    concurrency: int = Field(default=4, ge=1, le=64, description="Requests in flight at a time.")
+    timeout_seconds: float = Field(default=60.0, gt=0, le=120, description="The longest that an answer may take.")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="The most; not set: found out.")
+    tokens_per_minute: float | None = Field(default=None, gt=0, description="The most; not set: found out.")
+    price_per_million_tokens: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="In any currency: makes the cost a metric."
+    )
+    max_cost_per_day: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Intake pauses when a day (UTC) has cost that much."
+    )
+    ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM; default: the system's.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    def tokenizer(self) -> Tokenizer:
+        """Return what counts a text's tokens, with room left for the prompt of documents.
+
+        Raises:
+            ConfigError: There is no such tokenizer, or the prompt leaves no room.
+        """
+        length = self.max_tokens or self.length
+        counting = self._tokenizer(None)
+        room = length - counting.special_tokens() - counting.count(self.document_prompt)
+        if room < 1:
+            raise ConfigError(f"document_prompt: the prompt fills all of the {length} tokens that the model takes")
+        return self._tokenizer(room)
+
+    def _tokenizer(self, limit: int | None) -> FileTokenizer | PieceTokenizer:
+        if self.tokenizer_model is None:
+            return PieceTokenizer(limit=limit)
+        try:
+            folder = locate(self.tokenizer_model, None, weights=False)
+        except ConfigError as error:
+            raise ConfigError(*(fault.replace("model:", "tokenizer_model:", 1) for fault in error.faults)) from error
+        return FileTokenizer(_folder.tokenizer_file(folder), limit=limit)
+
+    def prompt(self, role: Role) -> str:
+        """Return what is put before a text of a role."""
+        return self.query_prompt if role is Role.QUERY else self.document_prompt
+
+    def headers(self) -> dict[str, str]:
+        """Return what the provider knows us by."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
+
+    def on(self, name: str, wire: Wire, *, needs_key: bool = True) -> RemoteEmbedder:
+        """Return the embedder that speaks to the provider by ``wire``.
+
+        Raises:
+            ConfigError: There is no key, and the provider wants one.
+        """
+        if needs_key and (self.api_key is None or not self.api_key.get_secret_value()):
+            variable = f"INGESTD_EMBEDDERS__{name.upper()}__API_KEY"
+            raise ConfigError(f"api_key: missing; set {variable}, or put it into a file of that name among the secrets")
+        return RemoteEmbedder(name, self, wire)
+
+
+class Request(NamedTuple):
+    """What a provider is asked."""
+
+    path: str
+    payload: dict[str, Any]
+
+
+class Wire(Protocol):
+    """What goes on the wire to a provider, and what comes back."""
+
+    kind: VectorKind
+    known: bool
+    """Whether ``space`` needs no answer of the provider."""
+
+    def request(self, texts: Sequence[str], role: Role) -> Request:
+        """Return the request for the vectors of texts, prompts included."""
+        ...
+
+    def vectors(self, answer: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
+        """Return what an answer holds, in the order of the texts.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: It is not what the provider's documentation says.
+        """
+        ...
+
+    def tokens(self, answer: Any) -> int | None:  # noqa: ANN401 - JSON
+        """Return how many tokens the provider counted; None: it does not say."""
+        ...
+
+    def space(self, client: Client | None) -> dict[str, Any]:
+        """Return what the vectors depend on beside model, dimension and prompts; without ``client`` where ``known``."""
+        ...
+
+
+Vector: TypeAlias = "DenseVector | SparseVector"
+
+
+class _Fault(str):
+    """Why a text has no vector."""
+
+    __slots__ = ()
+
+
+class _Batch(NamedTuple):
+    texts: Sequence[str]
+    refusals: int = 0
+    """How often the provider wanted it later, in a row."""
+
+
+class _Call:
+    """One call's texts on their way: what is still to be asked, what was found, and what ended it.
+
+    Args:
+        role: The texts'.
+        batches: What is to be asked.
+        until: When its time is over.
+    """
+
+    def __init__(self, role: Role, batches: Sequence[Sequence[str]], until: float) -> None:
+        self.role = role
+        self.until = until
+        self.found: dict[tuple[Role, str], Vector | _Fault] = {}
+        self.error: BaseException | None = None
+        self.sound: bool | None = None
+        """Whether a plain sentence passes; None: nobody had to ask."""
+        self._batches = deque(map(_Batch, batches))
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    def take(self) -> _Batch | None:
+        """Return what to ask next, waiting while others may still halve theirs; None: there is nothing more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._batches or not self._under_way or self.error is not None)
+            if self.error is not None or not self._batches:
+                return None
+            self._under_way += 1
+            return self._batches.popleft()
+
+    def settle(self, found: Mapping[str, Vector | _Fault], more: Sequence[_Batch] = ()) -> None:
+        """Note what became of a batch, and what of it is to be asked again, before all else."""
+        with self._changed:
+            self.found.update({(self.role, text): vector for text, vector in found.items()})
+            self._batches.extendleft(reversed(more))
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End the call; the first error counts."""
+        with self._changed:
+            self.error = self.error or error
+            self._under_way -= 1
+            self._changed.notify_all()
+
+    def over(self, seconds: float) -> bool:
+        """Wait; return whether everything was asked, or it failed."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.error is not None or not (self._batches or self._under_way), seconds
+            )
+
+
+class _Kept:
+    """Vectors that were paid for by calls that failed: they come again. Safe to call from several threads."""
+
+    def __init__(self, most: int = KEPT_BYTES) -> None:
+        self._most = most
+        self._bytes = 0
+        self._vectors: OrderedDict[tuple[Role, str], Vector | _Fault] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, keys: Sequence[tuple[Role, str]]) -> dict[tuple[Role, str], Vector | _Fault]:
+        """Return what is kept of these, and keep it no longer."""
+        with self._lock:
+            found = {key: self._vectors.pop(key) for key in dict.fromkeys(keys) if key in self._vectors}
+            self._bytes -= sum(_size(key, vector) for key, vector in found.items())
+            return found
+
+    def put(self, vectors: Mapping[tuple[Role, str], Vector | _Fault]) -> None:
+        """Keep these; what was kept for longest goes where there is no room."""
+        with self._lock:
+            for key, vector in vectors.items():
+                if key not in self._vectors:
+                    self._vectors[key] = vector
+                    self._bytes += _size(key, vector)
+            while self._bytes > self._most:
+                self._bytes -= _size(*self._vectors.popitem(last=False))
+
+
+def _size(key: tuple[Role, str], vector: Vector | _Fault) -> int:
+    size = len(vector) if isinstance(vector, str) else sum(array.nbytes for array in _arrays(vector))
+    return 4 * len(key[1]) + size + 500
+
+
+def _arrays(vector: Vector) -> tuple[NDArray[Any], ...]:
+    return (vector.indices, vector.values) if isinstance(vector, SparseVector) else (vector,)
+
+
+class RemoteEmbedder:
+    """A model behind an API: implements ``ports.Embedder``. Safe to call from several threads.
+
+    Args:
+        name: The embedder's.
+        config: Its options.
+        wire: Speaks with the provider.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self, name: str, config: RemoteConfig, wire: Wire, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._wire = wire
+        self._clock = clock
+        self._client = Client(
+            name,
+            config.base_url,
+            config.headers(),
+            timeout=config.timeout_seconds,
+            connections=config.concurrency,
+            ca_file=config.ca_file,
+        )
+        self._pace = Pace(clock, config.requests_per_minute, config.tokens_per_minute)
+        self._kept = _Kept()
+        self._counting = config.tokenizer()
+        self._closed = threading.Event()
+        self._loading = threading.Lock()
+        self._counts = threading.Lock()
+        self._info: ModelInfo | None = None
+        self.tokens_used = 0
+        """Tokens that were paid for, as the provider counts them, or as we do where it does not say."""
+        self.texts_cut = 0
+        """Texts that were longer than the model sees."""
+
+    def info(self) -> ModelInfo:
+        """Return what the model is; the first time, after asking it for a vector.
+
+        Raises:
+            ConfigError: The provider refuses the key, the model or the options.
+            UnavailableError: It does not answer.
+            Stopped: The embedder is closed.
+        """
+        with self._loading:
+            if self._info is None:
+                self._info = self._introduced()
+            return self._info
+
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one vector a text.
+
+        Raises:
+            DocumentError: The provider refuses one of the texts, or it is too long and ``too_long`` is ``fail``.
+            UnavailableError: The provider is down, or refuses whatever it is asked.
+            Stopped: The embedder is closed.
+        """
+        kind = self._wire.kind
+        if kind not in kinds:
+            return {}
+        self.info()
+        asked = [self._fitted(text) for text in texts]
+        known = self._kept.take([(role, text) for text in asked])
+        missing = list(dict.fromkeys(text for text in asked if (role, text) not in known))
+        known |= self._ask(missing, role, known)
+        found = [known[role, text] for text in asked]
+        faults = [(at, vector) for at, vector in enumerate(found) if isinstance(vector, _Fault)]
+        if faults:
+            # A text alone is told its fault, and that is its end; of several, the caller comes back for each.
+            self._kept.put(known if len(asked) > 1 else {})
+            at, fault = faults[0]
+            raise DocumentError(
+                f"{self.name}: of {len(asked)} texts, {len(faults)} are refused, text {at} first: {fault}"
+            )
+        return {kind: self._block(cast("list[Vector]", found))}
+
+    def close(self) -> None:
+        """Let calls that are in flight, and later ones, raise Stopped."""
+        self._closed.set()
+        self._client.close()
+
+    def _introduced(self) -> ModelInfo:
+        """Ask the provider for a vector, and return what can be said of the model then."""
+        dimension = self._config.dimension
+        dense = self._wire.kind is VectorKind.DENSE
+        try:
+            vector = self._ask([PROBE], Role.DOCUMENT, {})[Role.DOCUMENT, PROBE]
+            space = self._wire.space(self._client)
+        except UnavailableError:
+            # A model of a known dimension need not be there: the daemon starts, and holds what comes for it.
+            if dimension is None or not self._wire.known:
+                raise
+            space = self._wire.space(None)
+        else:
+            if isinstance(vector, _Fault):
+                raise ConfigError(
+                    f"{self._client.host} refuses a plain sentence: {vector}; look at model and dimension"
+                )
+            if dense:
+                given = len(cast("DenseVector", vector))
+                if dimension not in {None, given}:
+                    raise ConfigError(f"dimension: {dimension} is set, and the provider's vectors have {given} numbers")
+                dimension = given
+        prompts = [self._config.prompt(role) for role in (Role.DOCUMENT, Role.QUERY)]
+        said = [type(self._config).__module__, self._config.model, dimension if dense else None, prompts, space]
+        return ModelInfo(
+            kinds=frozenset({self._wire.kind}),
+            dimension=dimension if dense else None,
+            space=hashlib.sha256(canonical_json(said)).hexdigest(),
+            dtype="float32",
+            device=self._client.host,
+        )
+
+    def _fitted(self, text: str) -> str:
+        """Return a text as it is asked for: its beginning, if it is longer than the model sees and we can tell.
+
+        Raises:
+            DocumentError: It cannot be asked for at all.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            said = f"the text holds half a surrogate pair at character {error.start}, which no encoding can write"
+            raise DocumentError(f"{self.name}: {said}") from error
+        limit = self._counting.limit
+        # Where tokens are estimated, the provider itself cuts, or refuses: a guess would cut texts that fit.
+        if self._config.tokenizer_model is None or limit is None or len(text) <= limit:
+            return text
+        return self._cut(text, limit)
+
+    def _cut(self, text: str, limit: int) -> str:
+        offsets = self._counting.offsets(text)
+        if len(offsets) <= limit:
+            return text
+        if self._config.too_long == "fail":
+            said = f"a chunk has {len(offsets)} tokens, and the model sees {limit}: cut smaller chunks (max_tokens)"
+            raise DocumentError(f"{self.name}: {said}")
+        with self._counts:
+            self.texts_cut += 1
+        return text[: int(offsets[limit - 1][1])]
+
+    def _ask(
+        self, texts: Sequence[str], role: Role, known: Mapping[tuple[Role, str], Vector | _Fault]
+    ) -> dict[tuple[Role, str], Vector | _Fault]:
+        """Return what becomes of each text; where the call fails, all that is known is kept for the next."""
+        if not texts:
+            return {}
+        batches = list(self._batches(texts, role))
+        call = _Call(role, batches, self._clock() + LONGEST)
+        for _ in range(min(self._config.concurrency, len(batches))):
+            # Not of a pool: such threads are waited for at the end of the process, for as long as an answer may take.
+            threading.Thread(target=self._work, args=(call,), name=f"provider-{self.name}", daemon=True).start()
+        while not call.over(0.1):
+            if self._closed.is_set():
+                raise Stopped
+        if call.error is not None:
+            self._kept.put({**known, **call.found})
+            raise Stopped if self._closed.is_set() else call.error
+        return call.found
+
+    def _batches(self, texts: Sequence[str], role: Role) -> Iterator[list[str]]:
+        """Yield the texts of each request."""
+        most = self._config.batch_texts or self._config.inputs
+        room = self._config.batch_tokens or self._config.tokens
+        prompt = self._counting.count(self._config.prompt(role))
+        batch: list[str] = []
+        tokens = 0
+        for text in texts:
+            size = prompt + self._counting.count(text)
+            if batch and (len(batch) == most or tokens + size > room):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(text)
+            tokens += size
+        yield batch
+
+    def _work(self, call: _Call) -> None:
+        """Ask for one batch after the other: in a thread of its own."""
+        while (batch := call.take()) is not None:
+            try:
+                found, more = self._answer(call, batch)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
+                call.fail(error)
+            else:
+                call.settle(found, more)
+
+    def _answer(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+        """Return what a batch's answer says of its texts, and what is to be asked again.
+
+        Raises:
+            UnavailableError, ConfigError, Stopped: The call is over.
+        """
+        texts = batch.texts
+        try:
+            return self._exchange(call, batch)
+        except TooFast as error:
+            rest = self._pace.refused(error.wait)
+            if batch.refusals + 1 < TRIES and self._clock() + rest < call.until:
+                return {}, [_Batch(texts, batch.refusals + 1)]
+            self._pace.give_up()
+            raise UnavailableError(self._client.dependency, str(error), wait=rest, refused=True) from error
+        except RefusedTexts as error:
+            if len(texts) > 1:
+                middle = len(texts) // 2
+                return {}, [_Batch(texts[:middle]), _Batch(texts[middle:])]
+            return self._alone(call, texts[0], error), []
+        except Unfit as error:
+            if self._info is None:
+                raise
+            raise UnavailableError(self._client.dependency, str(error), refused=True) from error
+
+    def _exchange(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+        """Ask once. Texts whose vectors are no good are asked for again, alone."""
+        texts = batch.texts
+        request = self._wire.request([self._config.prompt(call.role) + text for text in texts], call.role)
+        tokens = sum(map(self._counting.count, texts))
+        self._await_turn(call, tokens, again=batch.refusals > 0)
+        answer, headers = self._client.post(request.path, request.payload)
+        self._pace.answered(headers)
+        try:
+            vectors = self._wire.vectors(answer, len(texts))
+            counted = self._wire.tokens(answer)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            said = f"{self._client.host} answers with something else than vectors: {type(error).__name__}: {error}"
+            raise UnavailableError(self._client.dependency, said) from error
+        with self._counts:
+            self.tokens_used += tokens if counted is None else counted
+        faults = self._faults(vectors, len(texts), call.role)
+        if faults and len(texts) == 1:
+            raise RefusedTexts(f"the provider's vector {faults[0]}")
+        good = {text: vectors[at] for at, text in enumerate(texts) if at not in faults}
+        return good, [_Batch([texts[at]]) for at in faults]
+
+    def _faults(self, vectors: Vectors, count: int, role: Role) -> Mapping[int, str]:
+        """Return what is wrong with the vector of which text.
+
+        Raises:
+            RefusedTexts: It is the answer as a whole, or no text's alone.
+        """
+        dimension = None if self._info is None else self._info.dimension
+        if dimension is None and isinstance(vectors, np.ndarray):
+            dimension = vectors.shape[1]
+        try:
+            check(vectors, self._wire.kind, count, dimension, role=role)
+        except BadVectorsError as error:
+            if not error.faults:
+                raise RefusedTexts(str(error)) from error
+            return error.faults
+        return {}
+
+    def _alone(self, call: _Call, text: str, error: RefusedTexts) -> Mapping[str, Vector | _Fault]:
+        """Return the fault of a text that was refused alone.
+
+        Raises:
+            UnavailableError: A plain sentence is refused too, so it is not the text.
+        """
+        if text == PROBE or self._info is None:
+            return {text: _Fault(error)}
+        limit = self._counting.limit
+        if self._config.too_long == "truncate" and limit is not None and (short := self._cut(text, limit)) != text:
+            with contextlib.suppress(RefusedTexts):
+                found, _ = self._exchange(call, _Batch([short]))
+                return {text: found[short]}
+        if call.sound is None:
+            try:
+                self._exchange(call, _Batch([PROBE]))
+                call.sound = True
+            except RefusedTexts:
+                call.sound = False
+        if not call.sound:
+            said = f"{self._client.host} refuses every text: {error}; look at model and dimension"
+            raise UnavailableError(self._client.dependency, said, refused=True) from error
+        return {text: _Fault(error)}
+
+    def _await_turn(self, call: _Call, tokens: int, *, again: bool) -> None:
+        while (seconds := self._pace.wait(tokens, again=again)) > 0:
+            late = self._clock() + seconds > call.until
+            if late or call.error is not None or self._closed.wait(seconds):
+                if again:
+                    self._pace.give_up()
+                if self._closed.is_set() or call.error is not None:
+                    raise Stopped
+                said = f"{self._client.host} takes no more for {seconds:.0f} s, by what it said and what is configured"
+                raise UnavailableError(self._client.dependency, said, wait=seconds, refused=True)
+        if self._clock() > call.until:
+            said = f"{self._client.host} is slow: not all was answered within {LONGEST:.0f} s"
+            raise UnavailableError(self._client.dependency, said, refused=True)
+
+    def _block(self, vectors: Sequence[Vector]) -> Vectors:
+        if self._wire.kind is VectorKind.SPARSE:
+            return SparseVectors.of(cast("Sequence[SparseVector]", vectors))
+        if not vectors:
+            return np.empty((0, self.info().dimension or 0), np.float32)
+        return np.stack(cast("Sequence[DenseVector]", vectors))
