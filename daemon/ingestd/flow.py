@@ -48,6 +48,7 @@ from ingestd.parts import (
     extraction_of,
     fingerprints_of,
     is_shared,
+    keyed,
     kind_of,
     open_store,
     own_milvus,
@@ -230,12 +231,13 @@ def daemon(
             name: MeasuredEmbedder(embedder, metrics.embedding)
             for name, embedder in build_embedders(settings, pool).items()
         }
-        infos = {}
-        for name, embedder in embedders.items():
-            going_on()
-            infos[name] = embedder.info()  # loads it
         breakers = _breakers(metrics)
         start.on_leave(breakers.stop)
+        infos = {}
+        for name, embedder in embedders.items():
+            # Loads it; one behind an API is waited for, as Milvus is.
+            with keyed(name):
+                infos[name] = breakers.hold(embedder.info, beat=going_on, calling=going_on)
         ground = _Ground(
             settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, pool, embedders, infos
         )

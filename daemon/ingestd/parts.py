@@ -298,14 +298,14 @@ def kind_of(settings: Settings, collection: str, field: str, info: ModelInfo) ->
     Raises:
         ConfigError: The model has not that kind, or has several and the field does not say.
     """
-    wish = settings.collections[collection].vectors[field].kind
+    wish = settings.collections[collection].vectors[field].output
     kinds = sorted(info.kinds)
     if wish is None and len(kinds) > 1:
         wish = next((kind for kind in kinds if kind.value == field), None)
     found = wish or kinds[0]
     if found not in info.kinds or (wish is None and len(kinds) > 1):
         raise ConfigError(
-            f"collections.{collection}.vectors.{field}.kind: the embedder has {' and '.join(kinds)} vectors; name one"
+            f"collections.{collection}.vectors.{field}.output: the embedder has {' and '.join(kinds)} vectors; name one"
         )
     return found
 

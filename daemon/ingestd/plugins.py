@@ -109,7 +109,7 @@ def parse(kind: Kind, path: str, settings: Mapping[str, Any], *, default: str | 
 
 
 def _module(kind: Kind, path: str, name: str) -> ModuleType:
-    target = _target(kind, name)
+    target = where(kind, name)
     if target is None:
         raise ConfigError(f"{path}.type: there is no {name!r}{nearest(name, known(kind))}")
     try:
@@ -121,8 +121,8 @@ def _module(kind: Kind, path: str, name: str) -> ModuleType:
     return module
 
 
-def _target(kind: Kind, name: str) -> str | None:
-    """Return the name of the module behind a plug-in's name."""
+def where(kind: Kind, name: str) -> str | None:
+    """Return the name of the module behind a plug-in's name; None: there is none."""
     if name.isidentifier() and not name.startswith("_") and find_spec(f"ingestd.{kind}.{name}") is not None:
         return f"ingestd.{kind}.{name}"
     points = entry_points(group=f"ingestd.{kind}", name=name)

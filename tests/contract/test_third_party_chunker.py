@@ -59,7 +59,7 @@ SETTINGS = """
 type = "hashing"
 
 [collections.articles]
-vectors.dense = { embedder = "words", kind = "dense" }
+vectors.dense = { embedder = "words", output = "dense" }
 chunker = { type = "%s", words = 2 }
 """
 TEXT = "  One two three\nfour five.  "

@@ -30,7 +30,7 @@ PARTS = """
 [embedders.words]
 type = "hashing"
 [collections.articles]
-vectors.dense = { embedder = "words", kind = "dense" }
+vectors.dense = { embedder = "words", output = "dense" }
 [sources.inbox]
 type = "folder"
 path = "inbox"

@@ -22,7 +22,7 @@ type = "hashing"
 """
 COLLECTIONS = """
 [collections.articles]
-vectors.dense = { embedder = "words", kind = "dense" }
+vectors.dense = { embedder = "words", output = "dense" }
 """
 SOURCES = """
 [sources.inbox]
@@ -130,7 +130,7 @@ def test_a_fault_of_one_collection_is_its_own() -> None:
             lite.close()
         found = checked(EMBEDDERS, TWO_KINDS, COLLECTIONS, SOURCES)
         assert {name for name, check in found.items() if not check.ok} == {"collection:notes"}
-        assert found["collection:notes"].detail.startswith("collections.notes.vectors.vector.kind: ")
+        assert found["collection:notes"].detail.startswith("collections.notes.vectors.vector.output: ")
         assert found["collection:notes"].cure == ""
         assert ("answers" in found["milvus"].detail) is there
 

@@ -25,7 +25,7 @@ MINIMAL = """
 type = "hashing"
 
 [collections.articles]
-vectors.dense = { embedder = "words", kind = "dense" }
+vectors.dense = { embedder = "words", output = "dense" }
 
 [sources.inbox]
 type = "folder"
@@ -85,7 +85,7 @@ def test_the_minimal_configuration_has_defaults_for_the_rest() -> None:
             "collections.articles.shared_id: unknown key; did you mean 'shared_ids'?",
         ),
         (
-            "kind = 'dense', metrik = 'IP'",
+            "output = 'dense', metrik = 'IP'",
             "collections.articles.vectors.dense.metrik: unknown key; did you mean 'metric'?",
         ),
         (
@@ -105,8 +105,8 @@ def test_an_unknown_key_is_told_with_its_path_and_the_nearest_name(text: str, sa
 
 def merged(text: str) -> str:
     """Return the minimal configuration with lines added to its tables, or keys to its vector field."""
-    if text.startswith("kind = "):
-        return MINIMAL.replace('kind = "dense"', text)
+    if text.startswith("output = "):
+        return MINIMAL.replace('output = "dense"', text)
     header, _, rest = text.partition("\n")
     if header in MINIMAL:
         return MINIMAL.replace(header, f"{header}\n{rest}", 1)
@@ -125,7 +125,7 @@ def merged(text: str) -> str:
         ("[sources.inbox]\nmass_delete = { share = 2.0 }", "sources.inbox.mass_delete.share"),
         ("[embedders.words]\ndimension = 1.5", "embedders.words.dimension"),
         ("[collections.articles]\nfields.lang = { type = 'VARCHAR' }", "collections.articles.fields.lang"),
-        ("kind = 'dense', metric = 'NEAR'", "collections.articles.vectors.dense.metric"),
+        ("output = 'dense', metric = 'NEAR'", "collections.articles.vectors.dense.metric"),
         ("[collections.articles]\nchunker = { max_tokens = 3 }", "collections.articles.chunker.max_tokens"),
         ("[collections.notes]\nshared_ids = true", "collections.notes.vectors"),
         ("[sources.other]\ntype = 'folder'\ncollection = 'articles'", "sources.other.path"),
@@ -278,7 +278,7 @@ def test_no_file_is_needed_where_the_environment_says_it_all(
         config.load(None)
     texts = {
         "INGESTD_EMBEDDERS__WORDS__TYPE": "hashing",
-        "INGESTD_COLLECTIONS__ARTICLES__VECTORS__DENSE": '{"embedder": "words", "kind": "dense"}',
+        "INGESTD_COLLECTIONS__ARTICLES__VECTORS__DENSE": '{"embedder": "words", "output": "dense"}',
         "INGESTD_SOURCES__INBOX": '{"type": "folder", "path": "inbox"}',
         "INGESTD_SOURCES__INBOX__COLLECTION": "articles",
     }
@@ -303,7 +303,7 @@ MIXED = """
 type = "hashing"
 
 [collections.Articles]
-vectors.Dense = { embedder = "Words", kind = "dense", index = { type = "HNSW", M = 16 } }
+vectors.Dense = { embedder = "Words", output = "dense", index = { type = "HNSW", M = 16 } }
 
 [sources.INBOX]
 type = "folder"
@@ -369,7 +369,9 @@ def test_no_fault_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown keys, wrong values, plug-ins' keys, references and the environment's own: in one go."""
     for name, value in {"EMBEDDERS": "notjson", "HTTP__LISTEN": "8321", "SOURCES__INBOX__WATCH": "no"}.items():
         monkeypatch.setenv(f"INGESTD_{name}", value)
-    text = merged("[limits]\nmax_chunk = 3").replace('path = "inbox"', "pth = 3").replace('"words", kind', '"w", kind')
+    text = (
+        merged("[limits]\nmax_chunk = 3").replace('path = "inbox"', "pth = 3").replace('"words", output', '"w", output')
+    )
     assert {line.partition(": ")[0] for line in fault(text)} == {
         "embedders (INGESTD_EMBEDDERS)",
         "http.listen (INGESTD_HTTP__LISTEN)",

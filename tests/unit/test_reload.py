@@ -29,7 +29,7 @@ connect_timeout_seconds = 600
 [embedders.words]
 type = "hashing"
 [collections.articles]
-vectors.dense = {{ embedder = "words", kind = "dense" }}
+vectors.dense = {{ embedder = "words", output = "dense" }}
 [sources.inbox]
 type = "folder"
 path = "inbox"

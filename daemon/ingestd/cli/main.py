@@ -22,6 +22,8 @@ COMMANDS = {
     "forget": "state:forget",
     "config": "show:configuration",
     "produce": "produce:produce",
+    "embedders": "embedders:embedders",
+    "embed": "embedders:embed",
 }
 """Where each is; a command is imported when it is asked for, as most need little of what the daemon is made of."""
 

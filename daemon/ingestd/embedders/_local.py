@@ -7,7 +7,7 @@ would tie the pipe to pydantic's internals.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,10 @@ class LocalConfig(BaseModel):
     """The options of every model that runs in a device worker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outputs: ClassVar[tuple[str, ...]] = ("dense",)
+    requires: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence_transformers")
+    """The modules that its worker imports; the extra ``local`` has them."""
 
     model: str = Field(
         min_length=1,

@@ -54,6 +54,7 @@ class RemoteConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    outputs: ClassVar[tuple[str, ...]] = ("dense",)
     inputs: ClassVar[int] = 100
     """The provider's own limit on the texts of a request; ``batch_texts`` is for one that has moved it."""
     tokens: ClassVar[int] = 100_000

@@ -13,7 +13,7 @@ import re
 import threading
 from collections import Counter
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +44,9 @@ class Config(BaseModel):
     """Hashed words in place of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outputs: ClassVar[tuple[str, ...]] = ("dense", "sparse")
+    dimensions: ClassVar[str] = "2 to 32,768, 64 by default"
 
     dimension: int = Field(default=64, ge=2, le=32_768, description="Of the dense vectors.")
     kinds: frozenset[VectorKind] = Field(

@@ -8,7 +8,7 @@ vectors as the library's in a third of the time. ``load`` runs in the worker; no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ WARM_UP = "A text to see that the model works."
 
 class Config(LocalConfig):
     """A sparse model of sentence-transformers (SparseEncoder), or a plain SPLADE of transformers."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("sparse",)
 
     def build(self, name: str, devices: DevicePool) -> LocalEmbedder:
         """Return the embedder; its model is loaded when it is first asked for."""

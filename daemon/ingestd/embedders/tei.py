@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class Config(RemoteConfig):
     """A server of Text Embeddings Inference."""
 
+    outputs: ClassVar[tuple[str, ...]] = ("dense", "sparse")
     inputs: ClassVar[int] = 32
     tokens: ClassVar[int] = 16_384
     length: ClassVar[int] = 512

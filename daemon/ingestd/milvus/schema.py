@@ -100,7 +100,7 @@ class VectorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedder: str = Field(description="The name of the embedder that fills it.")
-    kind: VectorKind | None = Field(
+    output: VectorKind | None = Field(
         default=None, description="dense or sparse; needed only where the embedder makes both."
     )
     metric: Literal["COSINE", "IP", "L2"] | None = Field(
