@@ -41,7 +41,6 @@ from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Role, Verdict
 from ingestd.ops.start import Start
 from ingestd.parts import (
-    MeasuredEmbedder,
     SystemClock,
     build_embedders,
     device_pool,
@@ -50,6 +49,7 @@ from ingestd.parts import (
     is_shared,
     keyed,
     kind_of,
+    measured,
     open_store,
     own_milvus,
     relies_on_ledger,
@@ -63,6 +63,7 @@ from ingestd.stages.embed import PROBE, Embed, VectorField
 from ingestd.stages.extract import Extract
 from ingestd.stages.recall import Recall
 from ingestd.stages.write import Write
+from ingestd.store.spending import Spending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -227,8 +228,9 @@ def daemon(
         step("loading the models")
         pool = stack.enter_context(device_pool(settings))
         start.on_leave(pool.close)
+        spending = Spending(settings.state_dir, clock)
         embedders: dict[str, Embedder] = {
-            name: MeasuredEmbedder(embedder, metrics.embedding)
+            name: measured(settings, embedder, metrics.embedding, spending)
             for name, embedder in build_embedders(settings, pool).items()
         }
         breakers = _breakers(metrics)

@@ -149,6 +149,31 @@ class EmbeddingMetrics:
         self.texts = Counter(
             "ingestd_embedded_texts_total", "Texts that a model embedded.", ["embedder"], registry=registry
         )
+        # What a provider charges for, by its own count where it says.
+        self.tokens = Counter(
+            "ingestd_embedded_tokens_total", "Tokens that a provider embedded.", ["embedder"], registry=registry
+        )
+        # In the currency of the configured price.
+        self.cost = Counter(
+            "ingestd_embedding_cost_total",
+            "What a provider was paid, by the configured price for a million tokens.",
+            ["embedder"],
+            registry=registry,
+        )
+        # Since midnight (UTC), over restarts: what the daily limit is held against.
+        self.cost_today = Gauge(
+            "ingestd_embedding_cost_today",
+            "What a provider was paid since midnight, by UTC.",
+            ["embedder"],
+            registry=registry,
+        )
+        # Longer than the model sees: of these only the beginning can be found.
+        self.texts_cut = Counter(
+            "ingestd_embedded_texts_cut_total",
+            "Texts that were longer than the model sees, and were embedded by their beginning.",
+            ["embedder"],
+            registry=registry,
+        )
 
 
 class MilvusMetrics:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingestd.devices.pool import Pool
-from ingestd.errors import ConfigError
+from ingestd.errors import ConfigError, UnavailableError
 from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
 from ingestd.milvus.schema import VectorSpec, Wanted, wanted
-from ingestd.model import Fingerprints, VectorKind, canonical_json
+from ingestd.model import Fingerprints, Role, VectorKind, canonical_json
 from ingestd.store.lock import in_use
 from ingestd.store.sqlite import SqliteStore
 
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 
     from ingestd.config import Settings
     from ingestd.metrics import EmbeddingMetrics
-    from ingestd.model import ModelInfo, Role, Seen, Vectors
+    from ingestd.model import ModelInfo, Seen, Vectors
     from ingestd.ports import Clock, DevicePool, Embedder, Extraction, Tokenizer
+    from ingestd.store.spending import Spending
 
 ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
 _PRIVATE = "ingestd-member-"
 _LEFT_SECONDS = 60.0
+LOOK_SECONDS = 60.0
+"""Between two looks whether a new day has begun: a clock may be put right meanwhile."""
 _KEY = re.compile(r"[a-z_]+: ")
 """How a fault that names a key begins."""
 
@@ -213,12 +216,36 @@ def device_pool(settings: Settings) -> Iterator[Pool]:
 
 
 class MeasuredEmbedder:
-    """An embedder whose calls are counted (``ports.Embedder``)."""
+    """An embedder whose calls are counted, and paid for within a day's limit (``ports.Embedder``).
 
-    def __init__(self, embedder: Embedder, metrics: EmbeddingMetrics) -> None:
+    One that is paid for says so by ``tokens_used``, what it used since it was made. The limit is looked at before a
+    call, so a day may cost one window more. Queries pass: a search is no intake.
+
+    Args:
+        embedder: The embedder.
+        metrics: Takes what is counted.
+        spending: What was paid today; None: nothing is kept.
+        price: For a million tokens.
+        most: The most that a day may cost; None: no limit.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        metrics: EmbeddingMetrics,
+        spending: Spending | None = None,
+        price: float | None = None,
+        most: float | None = None,
+    ) -> None:
         self.name = embedder.name
         self._embedder = embedder
         self._metrics = metrics
+        self._spending = spending
+        self._price = price
+        self._most = most
+        self._counts = threading.Lock()
+        self._tokens = self._cut = 0
+        """Counted so far."""
 
     def info(self) -> ModelInfo:
         """Return what the model is."""
@@ -226,8 +253,13 @@ class MeasuredEmbedder:
 
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """Return one vector a text for each kind."""
+        if role is Role.DOCUMENT:
+            self._within_limit()
         began = time.monotonic()
-        vectors = self._embedder.embed(texts, role, kinds)
+        try:
+            vectors = self._embedder.embed(texts, role, kinds)
+        finally:
+            self._account()  # also of a call that failed: what it got until then was paid for
         self._metrics.batch_seconds.labels(embedder=self.name).observe(time.monotonic() - began)
         self._metrics.batch_texts.labels(embedder=self.name).observe(len(texts))
         self._metrics.texts.labels(embedder=self.name).inc(len(texts))
@@ -236,6 +268,48 @@ class MeasuredEmbedder:
     def close(self) -> None:
         """Let go of the model."""
         self._embedder.close()
+
+    def _within_limit(self) -> None:
+        """Refuse to spend more than a day may cost.
+
+        Raises:
+            UnavailableError: It was spent.
+        """
+        if self._spending is None or self._most is None:
+            return
+        spent = self._spending.today(self.name)
+        if spent >= self._most:
+            said = (
+                f"{self.name} has cost {spent:.4g} today, and embedders.{self.name}.max_cost_per_day is "
+                f"{self._most:g}: intake goes on at midnight (UTC), or with a higher limit (SIGHUP)"
+            )
+            wait = min(self._spending.until_tomorrow(), LOOK_SECONDS)
+            raise UnavailableError(f"budget:{self.name}", said, wait=wait, refused=True)
+
+    def _account(self) -> None:
+        """Count what the embedder used since it was last looked at."""
+        with self._counts:
+            used, cut = getattr(self._embedder, "tokens_used", 0), getattr(self._embedder, "texts_cut", 0)
+            tokens, self._tokens = used - self._tokens, used
+            more, self._cut = cut - self._cut, cut
+        if more:
+            self._metrics.texts_cut.labels(embedder=self.name).inc(more)
+        if not tokens:
+            return
+        self._metrics.tokens.labels(embedder=self.name).inc(tokens)
+        if self._price is not None:
+            cost = tokens / 1_000_000 * self._price
+            self._metrics.cost.labels(embedder=self.name).inc(cost)
+            if self._spending is not None:
+                self._spending.add(self.name, cost)
+                self._metrics.cost_today.labels(embedder=self.name).set(self._spending.today(self.name))
+
+
+def measured(settings: Settings, embedder: Embedder, metrics: EmbeddingMetrics, spending: Spending) -> MeasuredEmbedder:
+    """Return an embedder whose calls are counted, by the price and the limit that are configured for it."""
+    config = settings.embedders[embedder.name].config
+    price, most = getattr(config, "price_per_million_tokens", None), getattr(config, "max_cost_per_day", None)
+    return MeasuredEmbedder(embedder, metrics, spending, price, most)
 
 
 @contextmanager

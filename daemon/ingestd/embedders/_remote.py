@@ -17,10 +17,10 @@ import threading
 import time
 from collections import OrderedDict, deque
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ingestd.devices.check import BadVectorsError, check
 from ingestd.embedders import _folder
@@ -103,6 +103,12 @@ class RemoteConfig(BaseModel):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.max_cost_per_day is not None and self.price_per_million_tokens is None:
+            raise ValueError("max_cost_per_day needs price_per_million_tokens")
+        return self
 
     def tokenizer(self) -> Tokenizer:
         """Return what counts a text's tokens, with room left for the prompt of documents.
