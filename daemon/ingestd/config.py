@@ -137,6 +137,10 @@ class CollectionSettings(_Section):
     fields: dict[str, FieldConfig] = Field(default_factory=dict, description="Metadata with columns of their own.")
     shared_ids: bool = Field(default=False, description="Whether two sources may write the same document.")
 
+    def embedders(self) -> tuple[str, ...]:
+        """Return the embedders that fill its vectors, in the order of their first use."""
+        return tuple(dict.fromkeys(vector.embedder for vector in self.vectors.values() if vector.embedder is not None))
+
 
 class _Layer(PydanticBaseSettingsSource):
     """A tree of settings, as one of the sources that pydantic-settings lays over one another."""
@@ -227,8 +231,7 @@ class Settings:
 
     def used_embedders(self) -> list[str]:
         """Return the embedders that a collection uses, in the order of their first use."""
-        names = (vector.embedder for collection in self.collections.values() for vector in collection.vectors.values())
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(name for collection in self.collections.values() for name in collection.embedders()))
 
 
 def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Settings:

@@ -444,6 +444,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             ground.infos[vector.embedder].dimension,
         )
         for field, vector in configured.vectors.items()
+        if vector.embedder is not None  # else Milvus fills it itself
     ]
     return Pipeline(
         name,

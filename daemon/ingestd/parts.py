@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingestd.devices.pool import Pool
+from ingestd.embedders._tokenizer import WhitespaceTokenizer
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
-from ingestd.milvus.schema import VectorSpec, Wanted, wanted
+from ingestd.milvus.schema import VectorSpec, Wanted, full_text, wanted
 from ingestd.model import Fingerprints, Role, VectorKind, canonical_json
 from ingestd.store.lock import in_use
 from ingestd.store.sqlite import SqliteStore
@@ -389,6 +390,9 @@ def schema_of(settings: Settings, collection: str, infos: Mapping[str, ModelInfo
     configured = settings.collections[collection]
     specs = {}
     for name, vector in configured.vectors.items():
+        if vector.embedder is None:
+            specs[name] = full_text(vector)
+            continue
         info = infos[vector.embedder]
         kind = kind_of(settings, collection, name, info)
         specs[name] = VectorSpec(vector, kind, info.dimension if kind is VectorKind.DENSE else None, info.space)
@@ -398,9 +402,9 @@ def schema_of(settings: Settings, collection: str, infos: Mapping[str, ModelInfo
 def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:
     """Return the tokenizer that counts a collection's chunks: of its embedders, the one that has the least room."""
     configured = settings.collections[collection]
-    names = {vector.embedder for vector in configured.vectors.values()}
-    if configured.tokenizer is not None:
-        names = {configured.tokenizer}
+    names = configured.embedders() if configured.tokenizer is None else (configured.tokenizer,)
+    if not names:
+        return WhitespaceTokenizer()  # full text alone: words are counted, and nothing bounds them
     tokenizers: list[Tokenizer] = []
     for name in sorted(names):
         with keyed(name):
@@ -416,8 +420,7 @@ def fingerprints_of(settings: Settings, collection: str, tokenizer: Tokenizer, e
         canonical_json([tokenizer.digest, tokenizer.limit, extraction.fingerprint, sorted(configured.fields)])
     )
     processing = hasher.hexdigest()
-    embedders = sorted({vector.embedder for vector in configured.vectors.values()})
-    for name in embedders:
+    for name in sorted(configured.embedders()):
         hasher.update(settings.embedders[name].identity())
     bounds = [limits.max_bytes, limits.max_text, limits.max_chunks, settings.extraction.model_dump(mode="json")]
     hasher.update(canonical_json([bounds, configured.model_dump(mode="json")]))

@@ -62,10 +62,10 @@ class Searcher:
 
     Args:
         sink: The collection.
-        fields: The vector fields with their kinds and what embeds their queries.
+        fields: The vector fields with their kinds and what embeds their queries; None: Milvus takes the words.
     """
 
-    def __init__(self, sink: MilvusSink, fields: Mapping[str, tuple[VectorKind, QueryEmbedder]]) -> None:
+    def __init__(self, sink: MilvusSink, fields: Mapping[str, tuple[VectorKind, QueryEmbedder | None]]) -> None:
         self._sink = sink
         self._fields = fields
 
@@ -104,6 +104,8 @@ class Searcher:
 
     def _ask(self, name: str, queries: Sequence[str], limit: int) -> Sequence[Sequence[Hit]]:
         kind, embedder = self._fields[name]
+        if embedder is None:
+            return self._sink.match(name, queries, limit)
         vectors = embedder.embed(queries, Role.QUERY, frozenset({kind}))[kind]
         dimension = embedder.info().dimension if kind is VectorKind.DENSE else None
         check(vectors, kind, len(queries), dimension, role=Role.QUERY)
@@ -192,14 +194,16 @@ def searcher(settings: Settings, collection: str) -> Iterator[Searcher]:
         raise ConfigError(f"there is no collection {collection!r} in the configuration; there is {known}")
     with milvus(settings) as connection, models(settings) as local:
         embedders = _of_daemon(settings, local)
-        names = {vector.embedder for vector in settings.collections[collection].vectors.values()}
-        infos = {name: embedders[name].info() for name in names}
+        configured = settings.collections[collection]
+        infos = {name: embedders[name].info() for name in configured.embedders()}
         sink = MilvusSink(connection, schema_of(settings, collection, infos))
         sink.prepare(create=False)
         yield Searcher(
             sink,
             {
-                field: (kind_of(settings, collection, field, infos[vector.embedder]), embedders[vector.embedder])
-                for field, vector in settings.collections[collection].vectors.items()
+                field: (VectorKind.SPARSE, None)
+                if vector.embedder is None
+                else (kind_of(settings, collection, field, infos[vector.embedder]), embedders[vector.embedder])
+                for field, vector in configured.vectors.items()
             },
         )

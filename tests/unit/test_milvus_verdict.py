@@ -207,12 +207,12 @@ def test_what_can_be_mended() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("v2.3.5-lite", Capabilities("v2.3.5-lite", False, False, False, False, False)),
-        ("2.4.13", Capabilities("2.4.13", False, True, False, False, True)),
-        ("v2.5.1", Capabilities("v2.5.1", False, True, True, False, True)),
-        ("2.6.2", Capabilities("2.6.2", False, True, True, True, True)),
-        ("master", Capabilities("master", False, True, True, True, True)),
-        ("milvus_lite-3.2.2", Capabilities("milvus_lite-3.2.2", True, True, True, True, False)),
+        ("v2.3.5-lite", Capabilities("v2.3.5-lite", False, False, False, False, False, False)),
+        ("2.4.13", Capabilities("2.4.13", False, True, False, False, False, True)),
+        ("v2.5.1", Capabilities("v2.5.1", False, True, True, False, True, True)),
+        ("2.6.2", Capabilities("2.6.2", False, True, True, True, True, True)),
+        ("master", Capabilities("master", False, True, True, True, True, True)),
+        ("milvus_lite-3.2.2", Capabilities("milvus_lite-3.2.2", True, True, True, True, True, False)),
     ],
 )
 def test_capabilities_follow_the_version(version: str, expected: Capabilities) -> None:

@@ -202,7 +202,7 @@ def _milvus(settings: Settings, infos: Mapping[str, ModelInfo], daemon: Running,
 
 
 def _models_of(settings: Settings, collection: str) -> set[str]:
-    return {vector.embedder for vector in settings.collections[collection].vectors.values()}
+    return set(settings.collections[collection].embedders())
 
 
 class _NoWorkers:

@@ -187,7 +187,7 @@ def collection_check(
 ) -> Check:
     """Compare a collection with what is wanted; None: there is no Milvus yet, so there is no collection either."""
     title = f"collection:{name}"
-    missing = sorted({vector.embedder for vector in settings.collections[name].vectors.values()} - infos.keys())
+    missing = sorted(set(settings.collections[name].embedders()) - infos.keys())
     if missing:
         return Check(title, ok=False, detail=f"cannot be looked at without its model {', '.join(missing)}")
     try:

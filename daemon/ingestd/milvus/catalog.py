@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from ingestd.errors import ConfigError, IngestError
 from ingestd.milvus.client import import_pymilvus
-from ingestd.milvus.schema import PROPERTY_ID, Column, Difference, Found, Index, Wanted, difference, parameter_text
+from ingestd.milvus.schema import (
+    PROPERTY_ID,
+    TEXT,
+    Column,
+    Difference,
+    Found,
+    Index,
+    Wanted,
+    difference,
+    parameter_text,
+)
 from ingestd.milvus.verdict import Request
 
 if TYPE_CHECKING:
@@ -43,12 +53,17 @@ def find(connection: Connection, collection: str) -> Found | None:
         IngestError: By ``verdict``.
     """
     import_pymilvus()
-    from pymilvus import DataType  # noqa: PLC0415 - slow to import
+    from pymilvus import DataType, FunctionType  # noqa: PLC0415 - slow to import
 
     doing = f"describing {collection}"
     if not connection.call("has_collection", collection, doing=doing, request=Request.SETUP):
         return None
     described = connection.call("describe_collection", collection, doing=doing, request=Request.SETUP)
+    made = {
+        output: FunctionType(function["type"]).name
+        for function in described.get("functions") or ()
+        for output in function["output_field_names"]
+    }
     columns = tuple(
         Column(
             name=field["name"],
@@ -57,6 +72,7 @@ def find(connection: Connection, collection: str) -> Found | None:
             nullable=bool(field.get("nullable")),
             max_length=_number(field.get("params", {}), "max_length"),
             dimension=_number(field.get("params", {}), "dim"),
+            function=made.get(field["name"], ""),
         )
         for field in described["fields"]
     )
@@ -148,7 +164,7 @@ def identity(connection: Connection, collection: str) -> str | None:
 
 
 def _create(connection: Connection, target: Wanted) -> None:
-    from pymilvus import DataType, MilvusClient  # noqa: PLC0415 - imported by now
+    from pymilvus import DataType, Function, FunctionType, MilvusClient  # noqa: PLC0415 - imported by now
 
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     for column in target.columns:
@@ -159,6 +175,12 @@ def _create(connection: Connection, target: Wanted) -> None:
             is_primary=column.key,
             **({"nullable": True} if column.nullable else {}),
             **{name: size for name, size in sizes.items() if size is not None},
+            **(_analyzed(target.analyzer) if column.name == TEXT and target.analyzer else {}),
+        )
+    for column in target.functions:
+        kind = FunctionType[column.function]
+        schema.add_function(
+            Function(name=column.name, function_type=kind, input_field_names=[TEXT], output_field_names=[column.name])
         )
     try:
         connection.call(
@@ -218,6 +240,10 @@ def _indexes(connection: Connection, collection: str, doing: str) -> Iterable[In
             metric="" if metric == "NONE" else metric,
             parameters=tuple(sorted((key, parameter_text(value)) for key, value in parameters.items())),
         )
+
+
+def _analyzed(analyzer: str) -> dict[str, object]:
+    return {"enable_analyzer": True, "analyzer_params": json.loads(analyzer)}
 
 
 def _number(parameters: Mapping[str, object], name: str) -> int | None:

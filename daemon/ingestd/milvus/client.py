@@ -139,6 +139,8 @@ class Capabilities(NamedTuple):
     """Sparse vectors, and more than one vector field in a collection."""
     nullable: bool
     partial_update: bool
+    full_text: bool
+    """Whether it fills sparse fields from text itself (BM25)."""
     inverted: bool
     """Whether INVERTED indexes are worth creating. On Lite they exist and save nothing (measured)."""
 
@@ -155,6 +157,7 @@ class Capabilities(NamedTuple):
             sparse=lite or number >= (2, 4, 0),
             nullable=lite or number >= (2, 5, 0),
             partial_update=lite or number >= (2, 6, 2),
+            full_text=lite or number >= (2, 5, 0),
             inverted=not lite and number >= (2, 4, 0),
         )
 

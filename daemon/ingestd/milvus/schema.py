@@ -10,10 +10,11 @@ Everything here is pure; nothing talks to a server.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -99,12 +100,20 @@ class VectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embedder: str = Field(description="The name of the embedder that fills it.")
+    embedder: str | None = Field(default=None, description="The name of the embedder that fills it.")
+    function: Literal["bm25"] | None = Field(
+        default=None,
+        description="bm25: Milvus itself fills it from the text, for full-text search (2.5 and later, Lite).",
+    )
+    analyzer: dict[str, Any] | None = Field(
+        default=None,
+        description="How Milvus finds the words for bm25, in its own terms; not set: by spaces and signs, lower case.",
+    )
     output: VectorKind | None = Field(
         default=None, description="dense or sparse; needed only where the embedder makes both."
     )
-    metric: Literal["COSINE", "IP", "L2"] | None = Field(
-        default=None, description="Dense: COSINE (the default), IP or L2. Sparse: IP."
+    metric: Literal["COSINE", "IP", "L2", "BM25"] | None = Field(
+        default=None, description="Dense: COSINE (the default), IP or L2. Sparse: IP. bm25: BM25."
     )
     index: IndexConfig | None = Field(
         default=None, description="Dense: HNSW with M = 16 and efConstruction = 200. Sparse: SPARSE_INVERTED_INDEX."
@@ -112,6 +121,16 @@ class VectorConfig(BaseModel):
     search: dict[str, Parameter] = Field(
         default_factory=dict, description="Search parameters of the index, such as ef for HNSW or nprobe for IVF."
     )
+
+    @model_validator(mode="after")
+    def _filled_by_one(self) -> VectorConfig:
+        if (self.embedder is None) == (self.function is None):
+            raise ValueError('name what fills it: embedder = "…", or function = "bm25"')
+        if self.function is None and self.analyzer is not None:
+            raise ValueError("analyzer is for bm25")
+        if self.function is not None and self.output is not None:
+            raise ValueError("output is an embedder's")
+        return self
 
 
 class VectorSpec(NamedTuple):
@@ -122,7 +141,7 @@ class VectorSpec(NamedTuple):
     dimension: int | None
     """None for sparse vectors."""
     space: str
-    """``ModelInfo.space``."""
+    """``ModelInfo.space``; of full text, how its words are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +155,15 @@ class Column:
     nullable: bool = False
     max_length: int | None = None
     dimension: int | None = None
+    function: str = ""
+    """What Milvus fills it with itself: ``BM25``."""
 
     def __str__(self) -> str:
         """Return it as a person would write it: ``lang VARCHAR(16) nullable``."""
         size = self.max_length if self.max_length is not None else self.dimension
         text = f"{self.name} {self.type}" + (f"({size})" if size is not None else "")
-        return text + (" primary key" if self.key else "") + (" nullable" if self.nullable else "")
+        made = f" by {self.function}" if self.function else ""
+        return text + made + (" primary key" if self.key else "") + (" nullable" if self.nullable else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +196,8 @@ class Wanted:
     """Search parameters, by vector field."""
     left_open: frozenset[str] = frozenset()
     """Vector fields whose index the configuration does not name."""
+    analyzer: str = ""
+    """How Milvus finds the words of the text, as JSON; empty: it need not."""
 
     def column(self, name: str) -> Column:
         """Return the column of that name."""
@@ -185,8 +209,13 @@ class Wanted:
 
     @property
     def vectors(self) -> tuple[Column, ...]:
-        """The vector fields."""
-        return tuple(column for column in self.columns if column.name in self.spaces)
+        """The vector fields that rows bring vectors for."""
+        return tuple(column for column in self.columns if column.name in self.spaces and not column.function)
+
+    @property
+    def functions(self) -> tuple[Column, ...]:
+        """The vector fields that Milvus fills itself."""
+        return tuple(column for column in self.columns if column.function)
 
     @property
     def declared(self) -> tuple[Column, ...]:
@@ -240,12 +269,16 @@ COLUMNS = (
     Column("metadata", "JSON"),
 )
 """The columns of every collection; lengths in bytes."""
+TEXT = "text"
+"""The column that full text is filled from."""
 RESERVED = frozenset(column.name for column in COLUMNS)
 
 _ABSENT = "absent"
 _NEW_COLLECTION = "this cannot be changed in place: change the configuration back, or name a new collection"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _DENSE_INDEX = IndexConfig.model_validate({"type": "HNSW", "M": 16, "efConstruction": 200})
+_ANALYZER = {"tokenizer": "standard", "filter": ["lowercase"]}
+"""Milvus's own default, written out: Lite has no analyzers of other names."""
 _SPARSE_INDEX = IndexConfig.model_validate({"type": "SPARSE_INVERTED_INDEX"})
 
 
@@ -266,6 +299,11 @@ def wanted(collection: str, vectors: Mapping[str, VectorSpec], fields: Mapping[s
         faults.append(f"{where}.vectors: a collection needs at least one vector field")
     for name, spec in vectors.items():
         faults += _vector_faults(f"{where}.vectors.{name}", VectorSpec(*spec))
+    analyzers = {
+        analyzer_of(VectorSpec(*spec).config) for spec in vectors.values() if VectorSpec(*spec).config.function
+    }
+    if len(analyzers) > 1:
+        faults.append(f"{where}.vectors: the text has one analyzer, whatever number of fields it fills")
     if faults:
         raise ConfigError(*faults)
     declared = tuple(
@@ -284,6 +322,7 @@ def wanted(collection: str, vectors: Mapping[str, VectorSpec], fields: Mapping[s
         spaces={name: spec.space for name, spec in specs.items()},
         search={name: spec.config.search for name, spec in specs.items()},
         left_open=frozenset(name for name, spec in specs.items() if spec.config.index is None),
+        analyzer=next(iter(analyzers), ""),
     )
 
 
@@ -302,8 +341,13 @@ def possible(target: Wanted, capabilities: Capabilities) -> Wanted:
     if not capabilities.sparse:
         sparse = [column.name for column in target.vectors if column.type == "SPARSE_FLOAT_VECTOR"]
         faults += [f"{where}.vectors.{name}: {server} has no sparse vectors, 2.4 and later do" for name in sparse]
-        if len(target.vectors) > 1:
+        if len(target.vectors) + len(target.functions) > 1:
             faults.append(f"{where}.vectors: {server} takes one vector field a collection, 2.4 and later take more")
+    if not capabilities.full_text:
+        faults += [
+            f"{where}.vectors.{column.name}: {server} has no full-text search, 2.5 and later do"
+            for column in target.functions
+        ]
     if not capabilities.nullable:
         faults += [
             f"{where}.fields.{column.name}: {server} has no nullable fields, 2.5 and later do; "
@@ -366,7 +410,8 @@ def _spaces(target: Wanted, found: Found) -> Iterator[Difference]:
     for name, space in target.spaces.items():
         known = found.properties.get(PROPERTY_SPACE + name, _ABSENT)
         if known != space:
-            cure = "vectors of two models do not compare: keep the model, or name a new collection for this one"
+            what = "words that were found in two ways" if target.column(name).function else "vectors of two models"
+            cure = f"{what} do not compare: change it back, or name a new collection for this one"
             yield Difference(f"vector space of {name} in {target.collection}", known, space, fixable=False, cure=cure)
 
 
@@ -388,7 +433,19 @@ def _same(index: Index, known: Index) -> bool:
     return (index.type, index.metric) == (known.type, known.metric) and set(index.parameters) <= set(known.parameters)
 
 
+def analyzer_of(config: VectorConfig) -> str:
+    """Return how the words of a full-text field are found, as JSON."""
+    return json.dumps(config.analyzer or _ANALYZER, sort_keys=True)
+
+
+def full_text(config: VectorConfig) -> VectorSpec:
+    """Return what a field is that Milvus fills itself. Its space is how the words are found: others do not compare."""
+    return VectorSpec(config, VectorKind.SPARSE, None, f"bm25 {analyzer_of(config)}")
+
+
 def _vector_column(name: str, spec: VectorSpec) -> Column:
+    if spec.config.function is not None:
+        return Column(name, "SPARSE_FLOAT_VECTOR", function=spec.config.function.upper())
     if spec.kind is VectorKind.SPARSE:
         return Column(name, "SPARSE_FLOAT_VECTOR")
     return Column(name, "FLOAT_VECTOR", dimension=spec.dimension)
@@ -397,7 +454,7 @@ def _vector_column(name: str, spec: VectorSpec) -> Column:
 def _vector_index(name: str, spec: VectorSpec) -> Index:
     dense = spec.kind is VectorKind.DENSE
     config = spec.config.index or (_DENSE_INDEX if dense else _SPARSE_INDEX)
-    metric = spec.config.metric or ("COSINE" if dense else "IP")
+    metric = spec.config.metric or ("COSINE" if dense else "BM25" if spec.config.function else "IP")
     parameters = sorted((key, parameter_text(value)) for key, value in (config.model_extra or {}).items())
     return Index(name, config.type, metric, tuple(parameters))
 
@@ -434,7 +491,13 @@ def name_faults(
 
 
 def _vector_faults(where: str, spec: VectorSpec) -> Iterable[str]:
-    if spec.kind is VectorKind.SPARSE:
+    if spec.config.function is not None:
+        if spec.config.metric not in {None, "BM25"}:
+            yield f"{where}.metric: full text is compared by BM25, not {spec.config.metric}"
+        return
+    if spec.config.metric == "BM25":
+        yield f'{where}.metric: BM25 is for full text: function = "bm25" in place of the embedder'
+    elif spec.kind is VectorKind.SPARSE:
         if spec.config.metric not in {None, "IP"}:
             yield f"{where}.metric: sparse vectors are compared by IP, not {spec.config.metric}"
     elif spec.dimension is None or not 1 < spec.dimension <= LARGEST_DIMENSION:

@@ -10,6 +10,7 @@ vectors back and writing the row whole, stays for the others: it moves every vec
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -230,6 +231,20 @@ class MilvusSink:
                 hits[place] = [self._hit(row) for row in found]
         return hits
 
+    def match(self, field: str, texts: Sequence[str], limit: int) -> Sequence[Sequence[Hit]]:
+        """Return the rows whose words are nearest to each text's, best first, by a field that Milvus fills itself.
+
+        The greater score is the better one: Lite gives BM25 a minus that servers do not.
+        """
+        sign = -1.0 if self._connection.capabilities().lite else 1.0
+        step = max(1, _HITS // limit)
+        hits: list[list[Hit]] = []
+        for start in range(0, len(texts), step):
+            for found in self._search(field, list(texts[start : start + step]), limit):
+                rated = [self._hit(row) for row in found]
+                hits.append([replace(hit, score=sign * hit.score) for hit in rated])
+        return hits
+
     def _possible(self) -> Wanted:
         return possible(self._wanted, self._connection.capabilities())
 
@@ -377,7 +392,7 @@ class MilvusSink:
         )
         return answer
 
-    def _search(self, field: str, queries: list[object], limit: int) -> Sequence[Sequence[Mapping[str, Any]]]:
+    def _search(self, field: str, queries: Sequence[object], limit: int) -> Sequence[Sequence[Mapping[str, Any]]]:
         index = self._possible().index(field)
         parameters = dict(self._wanted.search.get(field, {}))
         if index.type.startswith("HNSW"):  # a server refuses to look at fewer rows than it should return
@@ -386,7 +401,7 @@ class MilvusSink:
             "search",
             self.collection,
             doing=f"searching {field} of {self.collection}",
-            data=queries,
+            data=list(queries),
             anns_field=field,
             limit=limit,
             output_fields=["document_id", "chunk_index", "text", "source", "metadata", *self._names],
