@@ -88,7 +88,7 @@ def test_a_field_of_full_text_is_compared_with_what_is_there(workplace: Workplac
     workplace.once()
     assert workplace.ask("schema", "plan").code == 0
     stop = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": ["the"]}]}
-    for changed in ({"function": "bm25", "analyzer": stop}, {"embedder": "hash"}):
+    for changed in ({"function": "bm25", "analyzer": stop}, {"embedder": "hash", "output": "sparse"}):
         vectors(workplace, dense={"embedder": "hash"}, words=changed)
         answer = workplace.ask("run", "--once")
         assert answer.code == 78
