@@ -57,10 +57,11 @@ test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns
 	@$(BIN)/python -m compileall -q daemon tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
-bench: $(STAMP) ## Measure how well documents are found, and whether bad ones delay them (a quarter of an hour); figures go to benchmarks-out/
+bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, and how a rate limit is used (a quarter of an hour); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.poison --out benchmarks-out/poison.json
+	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.providers --out benchmarks-out/providers.json
 
 bench-kafka: $(STAMP) ## Measure how fast Kafka records become documents (some minutes); figures go to benchmarks-out/
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/kafka_throughput.py --out benchmarks-out/kafka.json $(ARGS)

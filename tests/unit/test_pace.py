@@ -131,7 +131,7 @@ def test_a_request_that_is_given_up_holds_nobody_back() -> None:
 
 
 def test_rests_grow_where_nothing_is_said() -> None:
-    """Half a second, one, two: for a provider that refuses and refuses."""
+    """More than a second, twice and four times as much: for a provider that refuses and refuses."""
     now = 0.0
     pace = Pace(lambda: now)
     rests: list[float] = []

@@ -28,7 +28,7 @@ DOUBT = 1.25
 """A learned rate that is greater than the observed one by more than this is not believed."""
 CREEP = 0.002
 """The share of the rate that is won back a second while it is near the last refusal's."""
-STRIDE = 0.02
+STRIDE = 0.05
 """The same above it: the limit has moved."""
 NEAR = 1.03
 """Up to this multiple of the last refusal's rate counts as near it."""
@@ -38,7 +38,7 @@ WINDOW = 10.0
 """Seconds over which the observed rate is taken, at the most: it is that of the time since there was nothing to ask."""
 IDLE = 2.0
 """Seconds without an answer after which that time begins anew."""
-FIRST_REST = 0.5
+FIRST_REST = 1.25
 YIELD = 0.05
 """Seconds between two looks of a fresh request whether those that were refused have gone."""
 LONGEST_REST = 60.0
@@ -81,6 +81,9 @@ class Pace:
         self._ceiling = 0.0
         """The rate at the last refusal."""
         self._learned_at = 0.0
+        self._fell_at = 0.0
+        self._before: float | None = None
+        """The learned rate before the last refusal that came by itself."""
         self._refusals = 0
         """In a row."""
         self._left: dict[str, float] = {}
@@ -131,10 +134,11 @@ class Pace:
             self._again += 1
             if self._sent:
                 self._sent.pop()
-            if self._rest_until <= now:  # what went beside the first one that was refused teaches nothing new
+            if self._rest_until <= now:
                 self._refusals += 1
-                if self._refusals == 1:  # the same request again: nothing is left for a while, whatever the rate
-                    self._fall(now)
+                self._fell_at, self._before = now, self._learned(now)
+            if self._refusals == 1:  # the same request again: nothing is left for a while, whatever the rate
+                self._fall()
             rest = min(LONGEST_REST, FIRST_REST * 2 ** (self._refusals - 1))
             if wait is not None:  # believed the first time: one that says a second, and refuses for a minute, is not
                 rest = wait if self._refusals <= 1 else max(wait, rest)
@@ -180,14 +184,15 @@ class Pace:
         while self._sent[0] < now - WINDOW:
             self._sent.popleft()
 
-    def _fall(self, now: float) -> None:
-        seen = len(self._sent) / min(WINDOW, max(1.0, now - self._busy_since))
-        before = self._learned(now)
+    def _fall(self) -> None:
+        """Learn from the first refusal, and again from those of what went beside it: so many less got through."""
+        seen = len(self._sent) / min(WINDOW, max(1.0, self._fell_at - self._busy_since))
+        before = self._before
         # What went is less than what is taken, by the rests: but a rate that was guessed from a burst can be far off.
         self._ceiling = seen if before is None else min(before, DOUBT * seen) if seen else before / 2
         self._rate = self._ceiling = max(SLOWEST, self._ceiling)
         self._rate *= FALL
-        self._learned_at = now
+        self._learned_at = self._fell_at
 
     def _learned(self, now: float) -> float | None:
         """Return the learned rate, grown by the time since it was last asked for."""
