@@ -13,7 +13,6 @@ and collection together, and joins sources, stages and settle. Only this module 
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -210,8 +209,6 @@ def daemon(
 
     with ExitStack() as stack:
         step(FIRST_STEP)
-        # SQLite's temporary files may be as large as the ledger: they belong on the disk that is meant for that.
-        os.environ.setdefault("SQLITE_TMPDIR", str(settings.state_dir.absolute()))
         store = open_store(settings, clock)
         faults = Faults()
         stack.callback(lambda: store.close(clean=faults.ended_well))
