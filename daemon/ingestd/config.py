@@ -264,7 +264,14 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     except ValidationError as error:
         found += faults(error, "", _File)
     plugins = _Plugins(File.merged)
-    found += [*upper.faults, *lower.faults, *plugins.faults, *_wrong_names(File.merged), *_dangling(plugins)]
+    found += [
+        *upper.faults,
+        *lower.faults,
+        *plugins.faults,
+        *_wrong_names(File.merged),
+        *_dangling(plugins),
+        *_clashing(plugins),
+    ]
     stateless = raw is not None and raw.state_dir is None
     if raw is not None and stateless:
         found += _needs_a_state(raw, plugins)
@@ -395,6 +402,16 @@ def _dangling(plugins: _Plugins) -> Iterator[str]:
         target = table.get("collection") if plugin is None else getattr(plugin.config, "collection", None)
         if isinstance(target, str) and target not in collections:
             yield f"sources.{name}.collection: there is no collection {target!r}{nearest(target, collections)}"
+
+
+def _clashing(plugins: _Plugins) -> Iterator[str]:
+    """Yield a fault for each two sources that do not go together, by their own word."""
+    for name, plugin in plugins.sources.items():
+        clash = getattr(plugin.config, "clash", None)
+        for other, beside in plugins.sources.items():
+            why = clash(beside.config) if clash is not None and other != name else None
+            if why is not None:
+                yield f"sources.{name}: does not go with sources.{other}: {why}"
 
 
 def shown(settings: Settings) -> dict[str, Any]:

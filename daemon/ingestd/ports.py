@@ -124,7 +124,8 @@ class Intake(Protocol):
 class Source(Protocol):
     """Where events come from.
 
-    Built by ``Config.build(name: str, scope: SourceScope)``.
+    Built by ``Config.build(name: str, scope: SourceScope)``. A ``Config`` may have ``clash(other: BaseModel) -> str |
+    None``: why the source must not run beside another one of that configuration.
     """
 
     name: str
