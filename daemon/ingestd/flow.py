@@ -530,9 +530,13 @@ def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
         if ground.store.failing is not None:
             ground.store.probe()
             ground.breakers.reset(STATE)
-        if not all(check.ok for check in ground.pool.checks()):
+        # Batch after batch failed where this probe passed, and nothing is held any more: the next document decides.
+        stormy = [name for name in ground.breakers.unheld() if name not in {MILVUS, STATE}]
+        if stormy or not all(check.ok for check in ground.pool.checks()):
             for name, embedder in ground.embedders.items():
                 embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
+        for name in stormy:
+            ground.breakers.forgive(name)
     except UnavailableError as error:
         log.warning("still not well", dependency=error.dependency, error=str(error))
 
