@@ -412,12 +412,13 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
 
     silence = _silence(settings)
 
+    def calling(stage: str) -> Callable[[], None]:
+        return lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage])
+
     def patience(stage: str) -> Patience:
         """Hold calls on the stage's own threads, which beat under their names."""
         return breakers.patience(
-            name,
-            beat=lambda: ground.pulse.beat(threading.current_thread().name),
-            calling=lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage]),
+            name, beat=lambda: ground.pulse.beat(threading.current_thread().name), calling=calling(stage)
         )
 
     def reading(*, hurried: bool) -> Extract:
@@ -426,6 +427,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             fingerprint=processing,
             shared=is_shared(settings, name),
             patience=patience("extract"),
+            waiting=calling("extract"),
             hurried=hurried,
         )
 

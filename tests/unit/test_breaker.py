@@ -131,10 +131,12 @@ def test_a_storm_that_nothing_follows_ends_with_a_probe() -> None:
 def test_an_outage_that_a_call_is_held_for_is_not_forgiven() -> None:
     """A probe that passes says nothing about the writes of a call that is held."""
     breakers = Breakers(backoff=Backoff(first=30.0, most=30.0, pace=0.0))
-    held = threading.Thread(
-        target=lambda: pytest.raises(Stopped, breakers.hold, failing(10**6), None, beat=nothing, scope="articles"),
-        daemon=True,
-    )
+
+    def hold() -> None:
+        with pytest.raises(Stopped):
+            breakers.hold(failing(10**6), None, beat=nothing, scope="articles")
+
+    held = threading.Thread(target=hold, daemon=True)
     held.start()
     wait_for(lambda: not breakers.passes("articles"), "the breaker is open")
     assert breakers.unheld() == []

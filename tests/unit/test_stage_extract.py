@@ -10,9 +10,10 @@ from tests.fakes import COLLECTION, Assembly, Broken, Bytes, MemorySink, open_st
 
 from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError, UnavailableError
 from ingestd.model import Content, Document, DocumentKey, Extracted, Recalled, Verdict, Version
+from ingestd.ports import always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ingestd.model import Event, Outcome
@@ -121,7 +122,7 @@ def test_an_extraction_that_is_away_is_held(stages: Assembly) -> None:
     tries: list[str] = []
     extract = stages.extraction.extract
 
-    def flaky(content: Content, *, hurried: bool = False) -> Document:
+    def flaky(content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         tries.append(content.name)
         if len(tries) < 3:
             raise UnavailableError("extraction", "no process could be started")

@@ -84,7 +84,7 @@ class Breakers:
         self._suspects: dict[str | None, int] = {}
         """Batches that were suspected in a row, by pipeline."""
         self._storms: set[tuple[str, str | None, int]] = set()
-        """Dependency, pipeline and thread of storms: by nothing that is held, so the thread's next success ends them."""
+        """Dependency, pipeline and thread of storms. No call is held for them: the thread's next success ends them."""
         self._known: set[str] = set()
         self._woken: Counter[tuple[str, str | None]] = Counter()
         """How often a dependency's probe has passed, by pipeline."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ingestd.errors import Difficult
+from ingestd.ports import always
 from ingestd.stages._reading import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ingestd.model import Content, Document, Extracted, Outcome, Recalled
     from ingestd.ports import Extraction, Patience
@@ -26,6 +27,7 @@ class Extract:
         extraction: The extractors.
         fingerprint: Of the collection's processing.
         patience: Holds on to an event while the extraction itself is away.
+        waiting: Called every so often until the extraction begins with a document, so that waiting is no silence.
         shared: Whether other processes write the collection too.
         hurried: Whether documents that take long are handed on.
     """
@@ -36,12 +38,14 @@ class Extract:
         *,
         fingerprint: str,
         patience: Patience,
+        waiting: Callable[[], None] = always,
         shared: bool = False,
         hurried: bool = False,
     ) -> None:
         self._extraction = extraction
         self._fingerprint = fingerprint
         self._patience = patience
+        self._waiting = waiting
         self._shared = shared
         self._hurried = hurried
 
@@ -56,4 +60,6 @@ class Extract:
                 yield result
 
     def _text(self, content: Content) -> Document:
-        return self._patience.hold(lambda: self._extraction.extract(content, hurried=self._hurried), None)
+        return self._patience.hold(
+            lambda: self._extraction.extract(content, hurried=self._hurried, waiting=self._waiting), None
+        )
