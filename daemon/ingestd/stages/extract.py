@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingestd.errors import Difficult
+from ingestd.errors import Difficult, Suspect, TransientError
 from ingestd.ports import always
 from ingestd.stages._reading import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ingestd.model import Content, Document, Extracted, Outcome, Recalled
+    from ingestd.model import Content, Document, Extracted, Outcome, Payload, Recalled
     from ingestd.ports import Extraction, Patience
 
 
@@ -53,11 +53,28 @@ class Extract:
         """Yield an Extracted or an Outcome for each event; in a hurry, what is to be read elsewhere as it came."""
         for recalled in batch:
             try:
-                result = read(recalled, self._fingerprint, self._text, shared=self._shared)
+                result = read(recalled, self._fingerprint, self._text, shared=self._shared, fetch=self._fetched)
             except Difficult:
                 yield recalled
             else:
                 yield result
+
+    def _fetched(self, payload: Payload) -> Content:
+        """Read a payload; while the server that has it is away, hold on to it.
+
+        Raises:
+            Difficult: A server has it, and others wait here.
+            TransientError: It fails where its server answers a probe.
+        """
+        probe: Callable[[], object] | None = getattr(payload, "probe", None)
+        if probe is None:
+            return payload.read()
+        if self._hurried:
+            raise Difficult
+        try:
+            return self._patience.hold(payload.read, probe)
+        except Suspect as error:
+            raise TransientError(str(error)) from error
 
     def _text(self, content: Content) -> Document:
         return self._patience.hold(
