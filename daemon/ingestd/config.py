@@ -104,7 +104,7 @@ class RetrySettings(_Section):
     """The retry queue."""
 
     attempts: int = Field(8, ge=1, description="The most tries of one event.")
-    first_seconds: float = Field(15.0, gt=0, description="The longest first delay; it doubles from try to try.")
+    first_seconds: float = Field(30.0, gt=0, description="The longest first delay; it doubles from try to try.")
     most_seconds: float = Field(1800.0, gt=0, description="The longest delay.")
 
 

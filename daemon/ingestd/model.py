@@ -405,6 +405,8 @@ class Outcome:
     reused: int = 0
     published: bool = False
     """A dead letter that a topic keeps: the state keeps none."""
+    tried: bool = True
+    """RETRYING: whether this was a try. What could not be begun spends none."""
 
 
 @dataclass(frozen=True, slots=True)
