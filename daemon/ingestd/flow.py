@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo, Outcome
     from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
+    from ingestd.store.runs import Unclean
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
@@ -239,8 +240,7 @@ def daemon(
         prepared = {}
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
-            doubtful = unclean is not None
-            prepared[collection] = _prepare(ground, collection, processing[collection], going_on, unclean=doubtful)
+            prepared[collection] = _prepare(ground, collection, processing[collection], going_on, unclean)
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once, running=settings.sources if only is None else only)
@@ -254,7 +254,7 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
 
 
 def _prepare(
-    ground: _Ground, collection: str, processing: _Processing, still: Callable[[], None], *, unclean: bool
+    ground: _Ground, collection: str, processing: _Processing, still: Callable[[], None], unclean: Unclean | None
 ) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
     shared = is_shared(ground.settings, collection)
@@ -267,7 +267,15 @@ def _prepare(
     def made_true() -> Reconciled:
         if not relies_on_ledger(ground.settings, collection):
             return bind_anew(ground.store, collection, identity)
-        return reconcile(ground.store, sink, identity, unclean=unclean, shared=shared, beat=beat)
+        return reconcile(
+            ground.store,
+            sink,
+            identity,
+            unclean=unclean is not None,
+            rebooted=unclean is not None and unclean.rebooted,
+            shared=shared,
+            beat=beat,
+        )
 
     identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
     found = ground.breakers.hold(made_true, beat=beat, calling=beat)
