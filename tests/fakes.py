@@ -378,7 +378,9 @@ class PlainExtraction:
         self.difficult: set[str] = set()
         """The names of documents that are given back to those in a hurry."""
 
-    def extract(self, content: Content, *, hurried: bool = False) -> Document:
+    def extract(
+        self, content: Content, *, hurried: bool = False, waiting: Callable[[], None] = lambda: None
+    ) -> Document:
         """Return the text."""
         if hurried and content.name in self.difficult:
             raise Difficult

@@ -104,7 +104,7 @@ class RetrySettings(_Section):
     """The retry queue."""
 
     attempts: int = Field(8, ge=1, description="The most tries of one event.")
-    first_seconds: float = Field(15.0, gt=0, description="The longest first delay; it doubles from try to try.")
+    first_seconds: float = Field(30.0, gt=0, description="The longest first delay; it doubles from try to try.")
     most_seconds: float = Field(1800.0, gt=0, description="The longest delay.")
 
 
@@ -267,7 +267,14 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
     except ValidationError as error:
         found += faults(error, "", _File)
     plugins = _Plugins(File.merged)
-    found += [*upper.faults, *lower.faults, *plugins.faults, *_wrong_names(File.merged), *_dangling(plugins)]
+    found += [
+        *upper.faults,
+        *lower.faults,
+        *plugins.faults,
+        *_wrong_names(File.merged),
+        *_dangling(plugins),
+        *_clashing(plugins),
+    ]
     stateless = raw is not None and raw.state_dir is None
     if raw is not None and stateless:
         found += _needs_a_state(raw, plugins)
@@ -398,6 +405,16 @@ def _dangling(plugins: _Plugins) -> Iterator[str]:
         target = table.get("collection") if plugin is None else getattr(plugin.config, "collection", None)
         if isinstance(target, str) and target not in collections:
             yield f"sources.{name}.collection: there is no collection {target!r}{nearest(target, collections)}"
+
+
+def _clashing(plugins: _Plugins) -> Iterator[str]:
+    """Yield a fault for each two sources that do not go together, by their own word."""
+    for name, plugin in plugins.sources.items():
+        clash = getattr(plugin.config, "clash", None)
+        for other, beside in plugins.sources.items():
+            why = clash(beside.config) if clash is not None and other != name else None
+            if why is not None:
+                yield f"sources.{name}: does not go with sources.{other}: {why}"
 
 
 def shown(settings: Settings) -> dict[str, Any]:

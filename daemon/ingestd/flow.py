@@ -13,7 +13,6 @@ and collection together, and joins sources, stages and settle. Only this module 
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo, Outcome
     from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
+    from ingestd.store.runs import Unclean
     from ingestd.store.sqlite import SqliteStore
 
 MILVUS, STATE = "milvus", "state"
@@ -212,8 +212,6 @@ def daemon(
 
     with ExitStack() as stack:
         step(FIRST_STEP)
-        # SQLite's temporary files may be as large as the ledger: they belong on the disk that is meant for that.
-        os.environ.setdefault("SQLITE_TMPDIR", str(settings.state_dir.absolute()))
         store = open_store(settings, clock)
         faults = Faults()
         stack.callback(lambda: store.close(clean=faults.ended_well))
@@ -246,8 +244,7 @@ def daemon(
         prepared = {}
         for collection in settings.collections:
             step(f"comparing the collection {collection}")
-            doubtful = unclean is not None
-            prepared[collection] = _prepare(ground, collection, processing[collection], going_on, unclean=doubtful)
+            prepared[collection] = _prepare(ground, collection, processing[collection], going_on, unclean)
         store.verified()
         _name_strangers(settings, store)
         yield _join(ground, prepared, health, once=once, running=settings.sources if only is None else only)
@@ -261,7 +258,7 @@ def _processing(settings: Settings, collection: str, extraction: IsolatedExtract
 
 
 def _prepare(
-    ground: _Ground, collection: str, processing: _Processing, still: Callable[[], None], *, unclean: bool
+    ground: _Ground, collection: str, processing: _Processing, still: Callable[[], None], unclean: Unclean | None
 ) -> _Prepared:
     """Make a collection what it should be, and the ledger true to it."""
     shared = is_shared(ground.settings, collection)
@@ -274,7 +271,15 @@ def _prepare(
     def made_true() -> Reconciled:
         if not relies_on_ledger(ground.settings, collection):
             return bind_anew(ground.store, collection, identity)
-        return reconcile(ground.store, sink, identity, unclean=unclean, shared=shared, beat=beat)
+        return reconcile(
+            ground.store,
+            sink,
+            identity,
+            unclean=unclean is not None,
+            rebooted=unclean is not None and unclean.rebooted,
+            shared=shared,
+            beat=beat,
+        )
 
     identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
     found = ground.breakers.hold(made_true, beat=beat, calling=beat)
@@ -419,12 +424,13 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
 
     silence = _silence(settings)
 
+    def calling(stage: str) -> Callable[[], None]:
+        return lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage])
+
     def patience(stage: str) -> Patience:
         """Hold calls on the stage's own threads, which beat under their names."""
         return breakers.patience(
-            name,
-            beat=lambda: ground.pulse.beat(threading.current_thread().name),
-            calling=lambda: ground.pulse.busy(threading.current_thread().name, "a call", silence[stage]),
+            name, beat=lambda: ground.pulse.beat(threading.current_thread().name), calling=calling(stage)
         )
 
     def reading(*, hurried: bool) -> Extract:
@@ -433,6 +439,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             fingerprint=processing,
             shared=is_shared(settings, name),
             patience=patience("extract"),
+            waiting=calling("extract"),
             hurried=hurried,
         )
 
@@ -538,9 +545,13 @@ def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
         if ground.store.failing is not None:
             ground.store.probe()
             ground.breakers.reset(STATE)
-        if not all(check.ok for check in ground.pool.checks()):
+        # Batch after batch failed where this probe passed, and nothing is held any more: the next document decides.
+        stormy = [name for name in ground.breakers.unheld() if name not in {MILVUS, STATE}]
+        if stormy or not all(check.ok for check in ground.pool.checks()):
             for name, embedder in ground.embedders.items():
                 embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
+        for name in stormy:
+            ground.breakers.forgive(name)
     except UnavailableError as error:
         log.warning("still not well", dependency=error.dependency, error=str(error))
 

@@ -122,7 +122,12 @@ class Content:
 
 
 class Payload(Protocol):
-    """How to get at a document's bytes. They are read when the pipeline has room, not when the event arrives."""
+    """How to get at a document's bytes. They are read when the pipeline has room, not when the event arrives.
+
+    One that is fetched from a server has a method ``probe()`` too, which asks that server something small and raises
+    UnavailableError where it does not answer: then ``read`` may raise that as well, and is held while the server is
+    away. Such documents are read where nobody waits for them.
+    """
 
     @property
     def at_hand(self) -> Content | None:
@@ -136,6 +141,7 @@ class Payload(Protocol):
             DocumentError: It cannot be read, and will not become readable by itself.
             TransientError: Reading failed in a way that may pass.
             Superseded: The document changed or went away meanwhile; the source sends, or sent, a newer event.
+            UnavailableError: The server that has it is down. Only where there is a ``probe``.
         """
         ...
 
@@ -399,6 +405,8 @@ class Outcome:
     reused: int = 0
     published: bool = False
     """A dead letter that a topic keeps: the state keeps none."""
+    tried: bool = True
+    """RETRYING: whether this was a try. What could not be begun spends none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,8 @@ class Intake(Protocol):
 class Source(Protocol):
     """Where events come from.
 
-    Built by ``Config.build(name: str, scope: SourceScope)``.
+    Built by ``Config.build(name: str, scope: SourceScope)``. A ``Config`` may have ``clash(other: BaseModel) -> str |
+    None``: why the source must not run beside another one of that configuration.
     """
 
     name: str
@@ -344,6 +345,10 @@ class SeenStore(Protocol):
         ...
 
 
+def always() -> None:
+    """Allow every request."""
+
+
 @runtime_checkable
 class Extractor(Protocol):
     """Bytes of one kind to text. Runs in a limited child process.
@@ -366,12 +371,13 @@ class Extraction(Protocol):
 
     fingerprint: str
 
-    def extract(self, content: Content, *, hurried: bool = False) -> Document:
+    def extract(self, content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         """Decide the kind, and return the text.
 
         Args:
             content: What to read.
             hurried: Whether others wait: a document that takes long is given back.
+            waiting: Called every so often until a child process begins with it: others may come first.
 
         Raises:
             DocumentError: No extractor for the kind, bad bytes, or a limit was reached (time, memory).
@@ -482,10 +488,6 @@ class Device(Protocol):
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """As Embedder.embed."""
         ...
-
-
-def always() -> None:
-    """Allow every request."""
 
 
 class Sink(Protocol):

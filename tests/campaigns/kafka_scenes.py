@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.campaigns.kafka_ground import HOUR, ground, moment, rate, until_moment
+from tests.campaigns.kafka_ground import HOUR, SESSION_MS, ground, moment, rate, until_moment
 from tests.fixtures.kills import START_UP
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def members(wish: Wish, folder: Path, report: Report, times: int = 30, every: fl
 def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[str, Any]:
     """A member with work in flight is stopped until the other has done all of it, and then goes on.
 
-    Few documents with many edits each: what it goes on with is old by then.
+    Few documents with many edits each: what it goes on with is old by then. noida-db never times a member out: there it
+    is stopped for twice its session time-out, and the other does its own share.
     """
     draw = random.Random(wish.seed)
     batch = min(2000, wish.events // times)
@@ -157,8 +158,11 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
             in_flight = victim.look()["in_flight"]
             victim.daemon.send(signal.SIGSTOP)
             stopped_at = time.monotonic()
-            _until(other, lambda other=other: other.holds() == wish.partitions, "the other has all partitions")
-            _until(other, lambda: place.committed() == place.ends, "the other has done everything")
+            if wish.broker == "noida":
+                until_moment(moment(2 * SESSION_MS / 1000), [other])
+            else:
+                _until(other, lambda other=other: other.holds() == wish.partitions, "the other has all partitions")
+                _until(other, lambda: place.committed() == place.ends, "the other has done everything")
             seconds = time.monotonic() - stopped_at
             victim.daemon.send(signal.SIGCONT)
             _until_shared(crew)
@@ -169,7 +173,7 @@ def stopped(wish: Wish, folder: Path, report: Report, times: int = 5) -> dict[st
             report("stop", number=number, seconds=round(seconds, 1), in_flight=in_flight, returned=returned)
             place.check_rows(place.expected())  # each time: later edits would hide what this did
             assert in_flight, "it had nothing in flight"
-            assert returned or wish.without, "it gave nothing back"
+            assert returned or wish.without or wish.broker == "noida", "it gave nothing back"
         for member in crew:
             member.stop()
         return place.check()

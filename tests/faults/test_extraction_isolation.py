@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from ingestd.errors import ConfigError, Difficult, DocumentError, Stopped, UnavailableError
+from ingestd.errors import ConfigError, Difficult, DocumentError, Stopped, TransientError, UnavailableError
 from ingestd.extractors import csv, html, json, markdown, text
 from ingestd.extractors._isolated import IsolatedExtraction
 from ingestd.extractors._slots import LONG, SHORT_SECONDS, ExtractorFailed, Pace
@@ -113,6 +113,48 @@ def test_deaths(extraction: IsolatedExtraction, bombs: Any, action: str, reason:
         extraction.extract(bombs.bomb(action))
     content, expected = GOOD[0]
     assert extraction.extract(content).text == expected
+
+
+def test_a_worker_that_somebody_else_kills_is_no_documents_fault(
+    extraction: IsolatedExtraction, bombs: Any, tmp_path: Path
+) -> None:
+    """The machine runs out of memory and the kernel takes the worker, twice: the document is tried again later."""
+    marker = tmp_path / "reading"
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(extraction.extract, bombs.bomb("sleep", str(marker)))
+        for _ in range(2):
+            until(lambda: marker.exists() and marker.read_text())
+            pid = int(marker.read_text())
+            marker.unlink()
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TransientError, match=r"killed from outside, twice \(signal 9"):
+            reading.result(30)
+    content, expected = GOOD[0]
+    assert extraction.extract(content).text == expected
+
+
+def test_who_waits_for_a_worker_says_so(bombs: Any, tmp_path: Path) -> None:
+    """All collections share the workers: a thread behind others is not taken for dead."""
+    marker = tmp_path / "reading"
+    waited = threading.Event()
+    times = 0
+
+    def waiting() -> None:
+        nonlocal times
+        times += 1
+        if times > 2:
+            waited.set()
+
+    with closing(make(*ALL, ("bomb", bombs.Config()))) as extraction, ThreadPoolExecutor(2) as readers:
+        first = readers.submit(extraction.extract, bombs.bomb("sleep", str(marker)))
+        until(lambda: marker.exists() and marker.read_text())
+        content, _ = GOOD[0]
+        second = readers.submit(extraction.extract, content, waiting=waiting)
+        assert waited.wait(20)
+        extraction.close()
+        for blocked in (first, second):
+            with pytest.raises(Stopped):
+                blocked.result(20)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.fakes import QUICK
+from tests.fixtures.daemon import wait_for
 
 from ingestd.engine.breaker import STORM, SUSPECT_AFTER, Backoff, Breakers
 from ingestd.errors import DocumentError, Stopped, Suspect, TransientError, UnavailableError
@@ -91,6 +92,58 @@ def test_suspects_in_a_row_are_an_outage_that_is_seen() -> None:
     with pytest.raises(Suspect):
         breakers.hold(failing(SUSPECT_AFTER), nothing, beat=nothing, scope="articles")
     assert breakers.passes("articles")
+
+
+def _storm(breakers: Breakers) -> None:
+    for _ in range(STORM):
+        with pytest.raises(Suspect):
+            breakers.hold(failing(SUSPECT_AFTER), nothing, beat=nothing, scope="articles")
+
+
+def test_a_storm_ends_with_the_next_batch_that_gets_through() -> None:
+    """On the thread that had it: what other stages do says nothing of it. Nothing else would open the intake again."""
+    changes: list[tuple[str, bool]] = []
+    breakers = Breakers(lambda name, is_open: changes.append((name, is_open)), QUICK)
+    _storm(breakers)
+    assert breakers.unheld() == ["milvus"]
+    other = threading.Thread(
+        target=breakers.hold, args=(lambda: "answer", nothing), kwargs={"beat": nothing, "scope": "articles"}
+    )
+    other.start()
+    other.join()
+    breakers.hold(lambda: "answer", nothing, beat=nothing, scope="notes")
+    assert not breakers.passes("articles")
+    breakers.hold(lambda: "answer", nothing, beat=nothing, scope="articles")
+    assert breakers.passes("articles")
+    assert changes == [("milvus", True), ("milvus", False)]
+    assert breakers.unheld() == []
+
+
+def test_a_storm_that_nothing_follows_ends_with_a_probe() -> None:
+    """The last batches were the bad ones: intake is paused, and no batch will come."""
+    breakers = Breakers(backoff=QUICK)
+    _storm(breakers)
+    breakers.forgive("milvus")
+    assert breakers.passes("articles")
+    breakers.forgive("milvus")  # of what is well
+
+
+def test_an_outage_that_a_call_is_held_for_is_not_forgiven() -> None:
+    """A probe that passes says nothing about the writes of a call that is held."""
+    breakers = Breakers(backoff=Backoff(first=30.0, most=30.0, pace=0.0))
+
+    def hold() -> None:
+        with pytest.raises(Stopped):
+            breakers.hold(failing(10**6), None, beat=nothing, scope="articles")
+
+    held = threading.Thread(target=hold, daemon=True)
+    held.start()
+    wait_for(lambda: not breakers.passes("articles"), "the breaker is open")
+    assert breakers.unheld() == []
+    breakers.forgive("milvus")
+    assert not breakers.passes("articles")
+    breakers.stop()
+    held.join(10)
 
 
 def test_each_call_may_take_its_time() -> None:

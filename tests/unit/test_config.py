@@ -597,3 +597,31 @@ def test_the_annotated_configuration_names_every_plug_ins_keys(kind: Any) -> Non
     for name in known(kind):
         model = import_module(f"ingestd.{kind}.{name}").Config
         assert set(model.model_fields) - named == set(), name
+
+
+@pytest.mark.parametrize(
+    ("mover", "reader", "clashes"),
+    [
+        ('path = "in"\ndone = "done"', 'path = "in"', True),
+        ('path = "in"\nfailed = "failed"', 'path = "in/sub"', True),
+        ('path = "in/drop"\ndone = "done"', 'path = "in"', True),
+        ('path = "in/drop"\ndone = "done"', 'path = "in"\nexclude = ["drop/"]', False),
+        ('path = "in/drop"\ndone = "done"', 'path = "in"\nrecursive = false', False),
+        ('path = "in"\ndone = "done"', 'path = "other"', False),
+        ('path = "in"\ndone = "done"', 'path = "inbox"', False),
+        ('path = "in"\ndone = "done"\ninclude = ["*.pdf"]', 'path = "in"\ninclude = ["*.txt"]', False),
+        ('path = "in"\ndone = "done"\ninclude = ["*.pdf"]', 'path = "in"', True),
+        ('path = "in"', 'path = "in"', False),
+    ],
+)
+def test_a_drop_box_does_not_go_with_another_source_of_its_files(mover: str, reader: str, *, clashes: bool) -> None:
+    """What it moves away would be deleted from the other's collection, whole folders of it."""
+    text = MINIMAL.partition("[sources.")[0] + "".join(
+        f'[sources.{name}]\ntype = "folder"\ncollection = "articles"\n{keys}\n'
+        for name, keys in (("mover", mover), ("reader", reader))
+    )
+    if not clashes:
+        assert {"mover", "reader"} == config.load(write(text)).sources.keys()
+        return
+    (told,) = fault(text)
+    assert told.startswith("sources.mover: does not go with sources.reader: files of in")

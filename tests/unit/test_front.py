@@ -56,3 +56,19 @@ def test_a_long_step_of_the_start_asks_for_time_again(tmp_path: Path, monkeypatc
             assert systemd.recv(1000) == first
             with pytest.raises(BlockingIOError):
                 systemd.recv(1000)
+
+
+def test_a_step_is_granted_as_long_as_a_model_may_take_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systemd would end a start whose models take longer to load than its grant, over and over."""
+    file = tmp_path / "ingestd.toml"
+    file.write_text(CONFIGURATION + "[embedding]\nload_timeout_seconds = 7200\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, ExitStack() as stack:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        clock = SystemClock()
+        daemon = Front(config.load(file), stack, Reloads(0, 0), once=False)
+        daemon.step("loading the models", Health(Pulse(clock), clock, "1"), Metrics("1"))
+        name, _, microseconds = systemd.recv(1000).partition(b"=")
+        assert name == b"EXTEND_TIMEOUT_USEC"
+        assert int(microseconds) > 7200 * 1_000_000

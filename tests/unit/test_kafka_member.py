@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from kafka.errors import IllegalGenerationError, KafkaError, RebalanceInProgressError
 from kafka.structs import TopicPartition
 from structlog.testing import capture_logs
@@ -342,3 +343,18 @@ def test_silence_goes_on_over_a_consumer_that_is_made_anew() -> None:
     assert after is not None
     assert min(between[0], after[0]) >= 300.0
     assert after[1] == 45.0
+
+
+def test_whose_a_partition_is_cannot_be_said_while_the_group_does_not_hear_of_us() -> None:
+    """Nothing could be written under a tenure that is held: a letter that is replayed now would fail at each try."""
+    consumer, member = Consumer(), member_of()
+    seat: Any = seat_of(consumer)
+    member._seat = seat
+    hears = True
+    seat.gate = SimpleNamespace(holds=lambda: hears)
+    assert member.holder("documents", 0) is seat.holdings.of(PARTITION)
+    hears = False
+    with pytest.raises(UnavailableError, match="documents/0 is ours is not known now"):
+        member.holder("documents", 0)
+    member._over = True  # the last run has ended: nobody will say so any more
+    assert member.holder("documents", 0) is seat.holdings.of(PARTITION)

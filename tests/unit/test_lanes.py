@@ -224,6 +224,7 @@ def test_a_parked_event_does_not_wait_for_a_breaker() -> None:
     assert not closed.resume(upsert("a", "x", 1), is_current=lambda: True, on_accept=nothing, patience=DEADLINE)
     full, _ = make(events=1)
     submit(full, upsert("b", "x", 1))
+    assert resume(full, upsert("c", "x", 1))  # what is beside the budget, for such
     assert not resume(full, upsert("a", "x", 1))
     full.stop()
     with pytest.raises(Stopped):
@@ -264,3 +265,32 @@ def test_a_held_lane_counts_as_no_event() -> None:
     lanes.let_go([key])
     assert lanes.wait_idle(0.0)
     assert taken(out) == []
+
+
+def test_a_backlog_keeps_no_parked_event_away() -> None:
+    """A source takes every place as soon as it is free; what comes back has some beside, and gives them back."""
+    lanes, out = make(events=16)
+    live = [upsert(f"l{number}", "x", number) for number in range(16)]
+    parked = [upsert(f"p{number}", "x", number) for number in range(3)]
+    submit(lanes, *live)
+    assert lanes.offer([upsert("more", "x", 1)], on_accept=lambda _room: None) == 0
+    assert [resume(lanes, event) for event in parked] == [True, True, False]
+    assert lanes.events == 18
+    assert taken(out) == [*live, *parked[:2]]
+    lanes.release(parked[:1])
+    assert lanes.offer([upsert("more", "x", 1)], on_accept=lambda _room: None) == 0
+    assert resume(lanes, parked[2])
+    lanes.release(live)
+    assert lanes.events == 2
+
+
+def test_what_is_beside_the_budget_is_small() -> None:
+    """A large event comes back alone: memory stays bounded."""
+    lanes, _ = make(events=1000, size=8000)
+    submit(lanes, upsert("live", "x" * 8000, 1))
+    assert resume(lanes, upsert("large", "x" * 5000, 1))
+    assert not resume(lanes, upsert("small", "x", 1))
+    lanes.release([upsert("large", "x" * 5000, 1)])
+    assert resume(lanes, upsert("half", "x" * 600, 1))
+    assert not resume(lanes, upsert("other", "x" * 600, 1))
+    assert resume(lanes, upsert("third", "x" * 300, 1))

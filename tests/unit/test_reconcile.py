@@ -10,7 +10,7 @@ from tests.fakes import COLLECTION, Assembly, MemorySink, delete, open_store, up
 
 from ingestd.engine.reconcile import Reconciled, reconcile
 from ingestd.errors import UnavailableError
-from ingestd.model import EXPLICIT, DocumentKey, Verdict, Version, chunk_ids
+from ingestd.model import EXPLICIT, UNKNOWN_DIGEST, DocumentKey, Verdict, Version, chunk_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -252,3 +252,35 @@ def test_a_row_that_somebody_inserted_does_not_end_the_start(sink: MemorySink, t
     with open_store(tmp_path / "state") as store:
         assert reconcile(store, sink, "id-1", unclean=False) == Reconciled(rebuilt=1)
         assert len(entry(store, "a").present) == 2
+
+
+def test_after_a_power_cut_a_row_that_lost_its_rewrite_is_found(store: SqliteStore, sink: MemorySink) -> None:
+    """Metadata alone had changed: every key is there, and so is the number of rows. A plain crash loses nothing."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one\ntwo", 1, metadata={"room": "hall"}), upsert("b", "three", 2))
+    before = dict(sink.rows)
+    stages.run(upsert("a", "one\ntwo", 3, metadata={"room": "kitchen"}))
+    sink.rows.clear()
+    sink.rows.update(before)
+    trusted = entry(store, "a")
+    assert reconcile(store, sink, "id-1", unclean=True) == Reconciled()
+    assert entry(store, "a") == trusted
+    reconcile(store, sink, "id-1", unclean=True, rebooted=True)
+    assert entry(store, "a").content == entry(store, "b").content == ""
+    assert set(entry(store, "a").present.values()) == {UNKNOWN_DIGEST}
+    [outcome] = stages.run(upsert("a", "one\ntwo", 4, metadata={"room": "kitchen"}))
+    assert (outcome.verdict, outcome.embedded) == (Verdict.WRITTEN, 0)
+    assert {row.metadata["room"] for row in sink.rows.values() if row.document_id == "a"} == {"kitchen"}
+
+
+def test_after_a_power_cut_that_took_nothing_all_is_trusted(store: SqliteStore, sink: MemorySink) -> None:
+    """Digests that are read back are those that were kept."""
+    reconcile(store, sink, "id-1", unclean=False)
+    stages = Assembly(store, sink)
+    stages.run(upsert("a", "one\ntwo", 1, metadata={"room": "hall"}), upsert("b", "three", 2))
+    stages.run(delete("b", 3))
+    trusted = entry(store, "a")
+    assert reconcile(store, sink, "id-1", unclean=True, rebooted=True) == Reconciled()
+    assert entry(store, "a") == trusted
+    assert not store.doubted(COLLECTION)

@@ -26,6 +26,7 @@ from ingestd.errors import DocumentError, TransientError, UnavailableError
 from ingestd.metrics import Metrics
 from ingestd.model import Check, Failure, Fingerprints, Outcome, Stage, Totals, Verdict
 from ingestd.parts import SystemClock
+from ingestd.ports import always
 from ingestd.stages.embed import Embed
 from ingestd.stages.write import Write
 
@@ -194,7 +195,7 @@ def test_once_works_off_retries_too(store: SqliteStore) -> None:
     tries = {"d0": 0, "d1": 0}
     extract = daemon.stages.extraction.extract
 
-    def flaky(content: Content, *, hurried: bool = False) -> Document:
+    def flaky(content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         name = content.name
         if name == "d1" or tries.get(name) == 0:
             tries[name] += 1
@@ -298,7 +299,7 @@ def test_a_document_that_is_being_read_is_left_too(store: SqliteStore) -> None:
     daemon = Daemon(store, *many(1), once=False)
     reading, go, extract = threading.Event(), threading.Event(), daemon.stages.extraction.extract
 
-    def hold(content: Content, *, hurried: bool = False) -> Document:
+    def hold(content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         reading.set()
         assert go.wait(DEADLINE)
         return extract(content, hurried=hurried)

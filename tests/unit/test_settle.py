@@ -236,6 +236,20 @@ def test_what_ended_well_under_a_lease_that_ended_has_ended(bench: Bench) -> Non
     assert bench.tally.totals() == Totals(accepted=1, written=1)
 
 
+def test_what_is_given_back_and_was_lent_spends_no_try(bench: Bench, store: SqliteStore) -> None:
+    """A letter that is replayed while the brokers are away waits for them, for however long that is."""
+    event = upsert("a", "x", 1)
+    for _ in range(10):
+        again = replace(event, lease=ManualLease(lent=True), attempt=2, first_failed_at=5.0)
+        bench.submit(again)
+        bench.settle.put(Outcome(again, Verdict.RETURNED))
+        assert bench.lanes.wait_idle(DEADLINE)
+        [parked] = store.parked()
+        assert (parked.attempt, parked.first_failed_at) == (2, 5.0)
+        assert parked.due_at > ManualClock().now
+    assert list(store.dead_letters()) == []
+
+
 def test_an_error_that_nobody_foresaw_ends_the_process(bench: Bench) -> None:
     """An outcome for an event that holds no lane: something is wrong with us, and it is told."""
     bench.settle.put(Outcome(upsert("a", "x", 1), Verdict.SUPERSEDED))

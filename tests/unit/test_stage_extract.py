@@ -10,9 +10,10 @@ from tests.fakes import COLLECTION, Assembly, Broken, Bytes, MemorySink, open_st
 
 from ingestd.errors import DocumentError, FatalError, Stopped, Superseded, TransientError, UnavailableError
 from ingestd.model import Content, Document, DocumentKey, Extracted, Recalled, Verdict, Version
+from ingestd.ports import always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ingestd.model import Event, Outcome
@@ -121,7 +122,7 @@ def test_an_extraction_that_is_away_is_held(stages: Assembly) -> None:
     tries: list[str] = []
     extract = stages.extraction.extract
 
-    def flaky(content: Content, *, hurried: bool = False) -> Document:
+    def flaky(content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         tries.append(content.name)
         if len(tries) < 3:
             raise UnavailableError("extraction", "no process could be started")
@@ -156,3 +157,60 @@ def test_a_difficult_document_is_read_where_nobody_waits_for_it(stages: Assembly
     assert stages.extraction.read == ["b"]
     assert {item.event.key.document_id for item in stages.extracted(events, outcomes)} == {"a", "b"}
     assert outcomes == []
+
+
+class Fetched:
+    """What a server has (``model.Payload``).
+
+    Args:
+        failures: How often it cannot be read before it can.
+        down: Whether the server answers no probe meanwhile.
+    """
+
+    at_hand = None
+
+    def __init__(self, failures: int, *, down: bool) -> None:
+        self.failures = failures
+        self.down = down
+        self.reads = self.probes = 0
+
+    def read(self) -> Content:
+        """Return the bytes, in time."""
+        self.reads += 1
+        if self.reads <= self.failures:
+            raise UnavailableError("uri:files:80", "answers 502")
+        return Content(b"bytes", "a.txt")
+
+    def probe(self) -> None:
+        """Answer, if it is up."""
+        self.probes += 1
+        if self.down and self.reads <= self.failures:
+            raise UnavailableError("uri:files:80", "no answer")
+
+
+def test_a_server_that_is_away_is_waited_for(stages: Assembly) -> None:
+    """An outage of whatever length spends no document's retries."""
+    payload = Fetched(20, down=True)
+    assert extracted(stages, replace(upsert("a", "", 1), payload=payload)).document is not None
+    assert payload.reads == 21
+
+
+def test_a_document_that_its_server_alone_fails_on_is_tried_again_later(stages: Assembly) -> None:
+    """The server answers a probe, and this address never: that is found out, and holds nobody up."""
+    payload = Fetched(1000, down=False)
+    outcome = ended(stages, replace(upsert("a", "", 1), payload=payload))
+    assert outcome.verdict is Verdict.RETRYING
+    assert outcome.failure is not None
+    assert "answers 502" in outcome.failure.message
+    assert payload.reads == 3
+
+
+def test_what_a_server_has_is_fetched_where_nobody_waits(stages: Assembly) -> None:
+    """A server that lets one wait holds up none of the documents that are here."""
+    payload = Fetched(0, down=False)
+    [recalled] = stages.recall.process([replace(upsert("a", "", 1), payload=payload)])
+    assert isinstance(recalled, Recalled)
+    assert [recalled] == list(stages.extract.process([recalled]))
+    assert payload.reads == 0
+    [result] = stages.extract_long.process([recalled])
+    assert isinstance(result, Extracted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from ingestd.errors import DocumentError, TransientError
+from ingestd.errors import DocumentError, UnavailableError
 from ingestd.model import Content, Record, canonical_json
 from ingestd.sources._values import uris
 from ingestd.sources._values.config import JsonFormat, decoder
@@ -63,6 +63,12 @@ class Pages(BaseHTTPRequestHandler):
         else:
             self._answer(200, BODY, {"Content-Type": "text/html"})
 
+    def do_HEAD(self) -> None:
+        """Answer a probe."""
+        server: Any = self.server
+        server.asked.append(f"HEAD {self.path}")
+        self._answer(server.status, b"", {})
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Say nothing."""
 
@@ -91,7 +97,7 @@ class Pages(BaseHTTPRequestHandler):
 def pages() -> Iterator[Any]:
     """Serve pages; ``asked`` has the paths that were asked for."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    server.asked, server.over = [], threading.Event()
+    server.asked, server.over, server.status = [], threading.Event(), 200
     server.url = f"http://127.0.0.1:{server.server_address[1]}/docs/"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -131,26 +137,44 @@ def test_statuses_that_will_not_pass(pages: Any, status: int) -> None:
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
 def test_statuses_that_may_pass(pages: Any, status: int) -> None:
-    """Worth another try, after the time that the server asks for."""
-    with pytest.raises(TransientError, match=str(status)) as caught:
+    """The server is not well: nothing is said of the document; it is asked again after the time that it asks for."""
+    with pytest.raises(UnavailableError, match=str(status)) as caught:
         payload(f"{pages.url}{status}", pages.url).read()
-    assert caught.value.wait == 7
+    assert (caught.value.wait, caught.value.refused) == (7, True)
+    assert caught.value.dependency == f"uri:127.0.0.1:{pages.server_address[1]}"
 
 
 @pytest.mark.parametrize("how", ["short", "rude"])
 def test_broken_answers_may_pass(pages: Any, how: str) -> None:
     """A connection that ends early, or no HTTP."""
-    with pytest.raises(TransientError, match=r"^a: "):
+    with pytest.raises(UnavailableError, match=r"^a: "):
         payload(f"{pages.url}{how}", pages.url).read()
+
+
+def test_a_server_is_probed_with_what_it_answered_well(pages: Any) -> None:
+    """One that serves its root from elsewhere would seem well; before any good answer the root has to do."""
+    reads: Any = payload(f"{pages.url}a", pages.url)
+    reads.probe()
+    assert pages.asked == ["HEAD /"]
+    reads.read()
+    reads.probe()
+    assert pages.asked[1:] == ["/docs/a", "HEAD /docs/a"]
+    pages.status = 502
+    with pytest.raises(UnavailableError, match="answers 502"):
+        reads.probe()
+    pages.status = 501  # it has no such method, and is there
+    reads.probe()
 
 
 def test_nobody_there(pages: Any) -> None:
     """A server that is down comes back."""
-    reads = payload(f"{pages.url}x", pages.url)
+    reads: Any = payload(f"{pages.url}x", pages.url)
     pages.shutdown()
     pages.server_close()
-    with pytest.raises(TransientError, match=r"^a: "):
+    with pytest.raises(UnavailableError, match=r"^a: "):
         reads.read()
+    with pytest.raises(UnavailableError):
+        reads.probe()
 
 
 @pytest.mark.parametrize("how", ["large", "large-unsaid"])
@@ -169,7 +193,7 @@ def test_compressed_unasked(pages: Any) -> None:
 def test_a_drip(pages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends a byte now and then does not hold a thread."""
     monkeypatch.setattr(uris, "TOTAL_SECONDS", 0.3)
-    with pytest.raises(TransientError, match="takes too long"):
+    with pytest.raises(UnavailableError, match="takes too long"):
         payload(f"{pages.url}drip", pages.url).read()
 
 

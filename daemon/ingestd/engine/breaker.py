@@ -83,6 +83,8 @@ class Breakers:
         self._open: dict[str, _Outage] = {}
         self._suspects: dict[str | None, int] = {}
         """Batches that were suspected in a row, by pipeline."""
+        self._storms: set[tuple[str, str | None, int]] = set()
+        """Dependency, pipeline and thread of storms. No call is held for them: the thread's next success ends them."""
         self._known: set[str] = set()
         self._woken: Counter[tuple[str, str | None]] = Counter()
         """How often a dependency's probe has passed, by pipeline."""
@@ -137,6 +139,22 @@ class Breakers:
         with self._changed:
             self._woken[dependency, scope] += 1
             self._changed.notify_all()
+
+    def unheld(self) -> list[str]:
+        """Return the dependencies that count as down though no call is held: nobody but a probe finds them well."""
+        with self._lock:
+            return sorted(
+                name for name, outage in self._open.items() if all(holder is None for _, holder in outage.said)
+            )
+
+    def forgive(self, dependency: str) -> None:
+        """Note that a dependency answers a probe that speaks for all pipelines."""
+        with self._lock:
+            outage = self._open.get(dependency)
+            scopes = {scope for scope, _ in outage.said} if outage is not None else set()
+            self._storms = {storm for storm in self._storms if storm[0] != dependency}
+        for scope in scopes:
+            self.reset(dependency, scope)
 
     def turn(self, dependency: str, beat: Callable[[], None]) -> None:
         """Wait until a dependency may be asked: at once, unless it is known to be down and was just asked.
@@ -203,6 +221,7 @@ class Breakers:
             else:
                 self._reset_all(tripped, scope, holder)
                 self._suspects.pop(scope, None)
+                self._end_storms(scope)
                 return result
 
     def patience(self, scope: str, beat: Callable[[], None], calling: Callable[[], None] = lambda: None) -> Patience:
@@ -214,7 +233,20 @@ class Breakers:
         count = self._suspects[scope] = self._suspects.get(scope, 0) + 1
         log.warning("a batch fails where a probe passes; it is halved", dependency=error.dependency, error=str(error))
         if count >= STORM:
+            with self._lock:
+                self._storms.add((error.dependency, scope, threading.get_ident()))
             self.trip(error, scope)
+
+    def _end_storms(self, scope: str | None) -> None:
+        """Note that a batch got through where batch after batch did not: on this thread, to the same dependencies."""
+        if not self._storms:
+            return
+        thread = threading.get_ident()
+        with self._lock:
+            over = {storm for storm in self._storms if storm[1:] == (scope, thread)}
+            self._storms -= over
+        for dependency, _, _ in over:
+            self._reset(dependency, scope, None)
 
     def _trip(self, error: UnavailableError, scope: str | None, holder: object) -> None:
         with self._lock:

@@ -2,7 +2,9 @@
 
 A lane is keyed by (collection, document) and shared by live events, retries and replays, so whatever comes in for a
 document waits for what is being done to it. Lanes also hold the budget of their pipeline, in events and in bytes:
-a source that hands in more waits, and so does its broker or its folder.
+a source that hands in more waits, and so does its broker or its folder. Parked events that come back have an eighth
+of it beside, for themselves: a source with a backlog takes every place as soon as it is free, and retries would wait
+until the backlog ends.
 
 The first channel of the pipeline is unbounded: its items are bounded here, and settle, which releases lanes, must
 never wait for a stage.
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from ingestd.engine.channel import Channel
     from ingestd.model import DocumentKey, Event
+
+
+RESERVE = 8
+"""One part in so many of the budget is beside it, for what comes back from the retry queue."""
 
 
 class Lanes:
@@ -48,6 +54,8 @@ class Lanes:
         self._waiting: dict[DocumentKey, deque[Event]] = {}
         self._events = 0
         self._bytes = 0
+        self._returned: dict[DocumentKey, int] = {}
+        """The sizes of active events that came back, by lane."""
         self._stopped = False
         self._changed = threading.Condition()
 
@@ -62,10 +70,10 @@ class Lanes:
         return self._bytes
 
     @property
-    def has_room(self) -> bool:
-        """Whether another event would be accepted at once."""
+    def is_open(self) -> bool:
+        """Whether events are accepted, as far as room allows."""
         with self._changed:
-            return not self._stopped and self._is_open() and self._events < self._max_events
+            return not self._stopped and self._is_open()
 
     def submit(self, event: Event, *, on_accept: Callable[[], None], beat: Callable[[], None]) -> None:
         """Accept an event when the budget allows it.
@@ -128,11 +136,12 @@ class Lanes:
         """
         with self._changed:
             if self._is_open():
-                self._changed.wait_for(lambda: self._stopped or self._has_room(event), patience)
+                self._changed.wait_for(lambda: self._stopped or self._may_return(event), patience)
             if self._stopped:
                 raise Stopped("intake")
-            if event.key in self._waiting or not self._has_room(event) or not is_current():
+            if event.key in self._waiting or not self._may_return(event) or not is_current():
                 return False
+            self._returned[event.key] = event.size
             self._enter(event, on_accept)
             return True
 
@@ -143,6 +152,7 @@ class Lanes:
             for event in events:
                 self._events -= 1
                 self._bytes -= event.size
+                self._returned.pop(event.key, None)  # what came back was the active one
                 lane = self._waiting[event.key]
                 if lane and not self._stopped:
                     begun.append(lane.popleft())
@@ -242,6 +252,14 @@ class Lanes:
                 break
             room += 1
         return room
+
+    def _may_return(self, event: Event) -> bool:
+        """Return whether there is room for a parked event: in the budget, or in what is beside it for them."""
+        if not self._is_open():
+            return False
+        share = len(self._returned) < max(1, self._max_events // RESERVE)
+        fits = not self._returned or sum(self._returned.values()) + event.size <= self._max_bytes // RESERVE
+        return (share and fits) or self._has_room(event)
 
     def _has_room(self, event: Event) -> bool:
         if not self._is_open():

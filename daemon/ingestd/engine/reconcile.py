@@ -6,7 +6,9 @@ twice. After an unclean end, on a new boot, or when the collection has another n
 (Milvus Lite acknowledges before its data is on the disk), every key that the ledger knows is looked up before it is
 relied on. Where keys are missing, or rows are left over of documents that the ledger has, one of the two is not what it
 was: a backup was put back, or a power cut took the end. A row may then be there and be an older one, so nothing but
-keys is believed any more: files are read again, and rows are written again with the vectors that they have. Rows of
+keys is believed any more: files are read again, and rows are written again with the vectors that they have. A power
+cut may have taken nothing but rewrites, which leave every key where it was: so on a new boot the rows' digests are held
+against the ledger's too. Rows of
 documents that the ledger has not are said, and left to ``audit``: they may be another member's.
 """
 
@@ -50,6 +52,7 @@ def reconcile(
     identity: str,
     *,
     unclean: bool,
+    rebooted: bool = False,
     shared: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Reconciled:
@@ -60,6 +63,7 @@ def reconcile(
         sink: The collection.
         identity: The collection's random id.
         unclean: Whether the last run did not end as it should, or the machine was started anew since.
+        rebooted: Whether it is the latter: what was acknowledged may be gone then, not only what was under way.
         shared: Whether other members write the collection: what one wrote under a lease is then asked of Milvus by
             whoever has the lease next, and neither missing nor unknown rows of it are a sign of anything.
         beat: Called now and then.
@@ -73,7 +77,7 @@ def reconcile(
     count = sink.count()
     if not unclean and count == ledger.rows(collection) and not ledger.doubted(collection):
         return Reconciled()
-    check = _Check(ledger, sink, shared=shared)
+    check = _Check(ledger, sink, shared=shared, closely=unclean and rebooted)
     for batch in _batches(ledger, collection):
         beat()
         check.verify(batch)
@@ -123,12 +127,14 @@ class _Check:
         ledger: The ledger.
         sink: The collection.
         shared: Whether other members write it.
+        closely: Whether rows that are there may be older ones.
     """
 
-    def __init__(self, ledger: Ledger, sink: Sink, *, shared: bool) -> None:
+    def __init__(self, ledger: Ledger, sink: Sink, *, shared: bool, closely: bool) -> None:
         self._ledger = ledger
         self._sink = sink
         self._shared = shared
+        self._closely = closely
         self.met = 0
         """Known, and there: doubtful ones too."""
         self.missing = 0
@@ -151,6 +157,23 @@ class _Check:
                 changed.append(replace(entry, present=present, doubtful=entry.doubtful | gone))
         self._write(changed)
         self.met += len(there)
+        if self._closely and not self._ledger.doubted(self._sink.collection):
+            self._compare(entries)
+
+    def _compare(self, entries: list[Entry]) -> None:
+        """Hold the rows' digests against the ledger's: one that differs is a sign that nothing but keys is left."""
+        mine = [entry for entry in entries if entry.present and not self._is_anothers(entry)]
+        held = self._sink.held([entry.key.document_id for entry in mine])
+        for entry in mine:
+            there = held.get(entry.key.document_id)
+            older = {
+                chunk_id: UNKNOWN_DIGEST
+                for chunk_id, digest in entry.present.items()
+                if there is not None and digest not in {UNKNOWN_DIGEST, there.rows.get(chunk_id, digest)}
+            }
+            if older:
+                self._write([replace(entry, present={**entry.present, **older})])
+                return
 
     def adopt(self, entries: Iterator[Entry], beat: Callable[[], None]) -> None:
         """Make rows doubtful that the ledger does not know, of documents that it does.

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 class RetryPolicy:
     """The schedule of the retry queue.
 
-    With the defaults the ceilings are 15 s, 30 s, … 16 min: an event is given up after about half an hour to an hour.
+    With the defaults the ceilings are 30 s, 1 min, … 16 min, 30 min: an event is given up after an hour at most, and
+    half of that on the average.
     """
 
     attempts: int = 8
     """The most tries of one event."""
-    first: float = 15.0
+    first: float = 30.0
     """The ceiling of the first delay, in seconds."""
     most: float = 1800.0
     """The ceiling that no delay exceeds."""

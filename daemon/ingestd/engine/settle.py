@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ingestd.ports import Source, Store
 
 _GIVEN_BACK = Failure(Stage.WRITE, "Returned", "its partition was given to another member meanwhile")
+GIVEN_BACK_SECONDS = 1.0
+"""Until an event that was given back, and that its source has lent, is brought back."""
 BATCH = 500
 LINGER = 0.005
 """Seconds to wait for more outcomes: a commit costs about as much."""
@@ -169,8 +171,9 @@ class Settle:
         if failed and lease is not None and lease.ended and not lease.lent:
             return replace(outcome, verdict=Verdict.RETURNED)
         if outcome.verdict is Verdict.RETURNED and lease is not None and lease.lent:
-            # Nothing would bring it again but the retry queue.
-            outcome = replace(outcome, verdict=Verdict.RETRYING, failure=_GIVEN_BACK, wait=1.0)
+            # Nothing would bring it again but the retry queue. It was no try: whoever held its partition is gone, or
+            # the brokers are, for however long.
+            return replace(outcome, verdict=Verdict.RETRYING, failure=_GIVEN_BACK, wait=GIVEN_BACK_SECONDS, tried=False)
         if outcome.verdict is not Verdict.RETRYING:
             return outcome
         wait = self._policy.next(outcome.event.attempt, outcome.wait)

@@ -249,10 +249,10 @@ class RetryQueue:
         """
         return self._store.waiting({(name, source.collection) for name, source in self._sources.items()})
 
-    def _with_room(self) -> set[tuple[str, str]]:
-        """Return the sources whose pipelines take something now, with their collections."""
+    def _open(self) -> set[tuple[str, str]]:
+        """Return the sources whose pipelines take something, full or not, with their collections."""
         pairs = ((name, source.collection) for name, source in self._sources.items())
-        return {(name, collection) for name, collection in pairs if self._lanes[collection].has_room}
+        return {(name, collection) for name, collection in pairs if self._lanes[collection].is_open}
 
     def _run(self) -> None:
         try:
@@ -326,7 +326,7 @@ class RetryQueue:
             self._settled.clear()
         limit = REVIVE
         while True:
-            found = self._store.due(self._clock.time(), limit, self._with_room())
+            found = self._store.due(self._clock.time(), limit, self._open())
             with self._lock:
                 ours = [parked for parked in found if parked.key not in self._active][:REVIVE]
             if len(ours) == REVIVE or len(found) < limit:

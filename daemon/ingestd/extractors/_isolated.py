@@ -30,14 +30,19 @@ from ingestd.extractors._media_type import with_media_type
 from ingestd.extractors._slots import CLOSE_SECONDS, Pace, Slot, Spares
 from ingestd.extractors._worker import ExtractorConfig, Setup
 from ingestd.model import Content, Document, canonical_json
+from ingestd.ports import always
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pydantic import BaseModel
 
 SHARED_REVISION = 1
 """Raised when ``_encoding`` or ``_kind`` would give the same bytes another text: part of the fingerprint."""
+
+
+WAIT_SECONDS = 1.0
+"""Between two signs that a document waits for a worker."""
 
 
 class IsolatedExtraction:
@@ -92,12 +97,13 @@ class IsolatedExtraction:
         self._changed = threading.Condition()
         self._closed = False
 
-    def extract(self, content: Content, *, hurried: bool = False) -> Document:
+    def extract(self, content: Content, *, hurried: bool = False, waiting: Callable[[], None] = always) -> Document:
         """Decide the kind, and return the text: tidied, and encodable as UTF-8.
 
         Args:
             content: What to read.
             hurried: Whether others wait: a document that is difficult is given back.
+            waiting: Called every so often until a worker begins with it: all collections share the workers.
 
         Raises:
             Difficult: It takes long, or its worker died. Only where ``hurried``.
@@ -115,7 +121,7 @@ class IsolatedExtraction:
         sent = replace(
             content, content_type=with_media_type(content.content_type, kind), metadata=dict(content.metadata)
         )
-        slot = self._take(hurried=hurried)
+        slot = self._take(waiting, hurried=hurried)
         try:
             return slot.extract_in_a_hurry(number, sent) if hurried else slot.extract(number, sent)
         finally:
@@ -142,13 +148,16 @@ class IsolatedExtraction:
                 return readable, self._numbers[readable]
         raise DocumentError(f"no extractor for {kind}; configured are those for {', '.join(sorted(self._numbers))}")
 
-    def _take(self, *, hurried: bool) -> Slot:
+    def _take(self, waiting: Callable[[], None], *, hurried: bool) -> Slot:
         idle = self._idle[hurried]
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or idle)
-            if self._closed:
-                raise Stopped
-            return idle.pop()  # the last one used: others need not be started before they are needed
+        while True:
+            waiting()
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._closed or idle, WAIT_SECONDS):
+                    continue
+                if self._closed:
+                    raise Stopped
+                return idle.pop()  # the last one used: others need not be started before they are needed
 
     def _give_back(self, slot: Slot, *, hurried: bool) -> None:
         with self._changed:

@@ -12,7 +12,7 @@ import time
 from typing import cast
 
 from ingestd.children import Child, ChildDied
-from ingestd.errors import Difficult, DocumentError, Stopped, UnavailableError
+from ingestd.errors import Difficult, DocumentError, Stopped, TransientError, UnavailableError
 from ingestd.extractors._worker import OUT_OF_MEMORY, Answer, Refusal, Request, Setup
 from ingestd.model import Content, Document
 
@@ -79,18 +79,28 @@ class Slot:
         self._stopped = False
 
     def extract(self, number: int, content: Content) -> Document:
-        """Have the worker read a document with one of its extractors; once more on a fresh worker if it dies."""
-        how = ""
+        """Have the worker read a document with one of its extractors; once more on a fresh worker if it dies.
+
+        Raises:
+            DocumentError: It ended both, or took too long.
+            TransientError: Somebody else ended them.
+        """
+        how, killed = "", False
         for _ in range(TRIES):
             child = self._worker()
             began = time.monotonic()
             try:
                 answer = self._ask(child, (number, content), self._wall_seconds)
             except ChildDied:
-                how = self._cause(child, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                how = self._cause(child, seconds)
+                # Not by us, and nothing that a document does: memory is short outside, or somebody ended it.
+                killed = child.returncode == -signal.SIGKILL and seconds < self._wall_seconds
                 self._after_death(child)
                 continue
             return _document(answer)
+        if killed:
+            raise TransientError(f"the extraction worker was killed from outside, twice ({how}): is memory short?")
         raise DocumentError(f"the document killed the extraction worker twice: {how}")
 
     def extract_in_a_hurry(self, number: int, content: Content) -> Document:

@@ -135,9 +135,32 @@ class Config(BaseModel):
         globs = Globs(self.include, self.exclude)
         return Tree(_absolute(self.path), globs, self.recursive, self.follow_symlinks)
 
+    def clash(self, other: BaseModel) -> str | None:
+        """Return why this source must not run beside another one: files that it moves away are gone for the other.
+
+        Two that look for different files in one folder go together, as far as their globs tell.
+        """
+        if not isinstance(other, Config) or (self.done is None and self.failed is None):
+            return None
+        if not {*self.include, *other.include} & {"**/*", "*", *({*self.include} & {*other.include})}:
+            return None
+        mine, theirs = self.tree(), other.tree()
+        if mine.root != theirs.root and not _holds(mine, theirs.root) and not _holds(theirs, mine.root):
+            return None
+        return (
+            f"files of {self.path} are moved to done or failed when they are at an end, and the source of {other.path} "
+            "takes them for deleted then: give one of them another folder, or other files (include, exclude)"
+        )
+
     def build(self, name: str, scope: SourceScope) -> FolderSource:
         """Return the source. Nothing is read before ``run``."""
         return FolderSource(name, self, scope)
+
+
+def _holds(tree: Tree, folder: bytes) -> bool:
+    """Return whether a folder lies in a watched one, where its files are documents."""
+    within = tree.root.rstrip(b"/") + b"/"
+    return folder.startswith(within) and tree.enters(folder[len(within) :])
 
 
 def _absolute(path: Path) -> bytes:

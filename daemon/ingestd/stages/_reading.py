@@ -16,11 +16,16 @@ from ingestd.stages._failing import failed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ingestd.model import Content, Document, Entry, Event, Recalled
+    from ingestd.model import Content, Document, Entry, Event, Payload, Recalled
 
 
 def read(
-    recalled: Recalled, fingerprint: str, text_of: Callable[[Content], Document], *, shared: bool
+    recalled: Recalled,
+    fingerprint: str,
+    text_of: Callable[[Content], Document],
+    *,
+    shared: bool,
+    fetch: Callable[[Payload], Content] = lambda payload: payload.read(),
 ) -> Extracted | Outcome:
     """Read an event's document.
 
@@ -30,6 +35,7 @@ def read(
         text_of: Extracts the text.
         shared: Whether other processes write the collection too: the latest version has to be in Milvus then, also
             where nothing else changed, for the next owner knows no other.
+        fetch: Reads a payload.
 
     Returns:
         The text, or an outcome when the content is what is applied, or cannot be read.
@@ -39,7 +45,7 @@ def read(
     """
     event, entry, content = recalled.event, recalled.entry, None
     try:
-        content = _content(event)
+        content = _content(event, fetch)
         digest = content.digest()
         told = not shared or event.lease is None or (entry is not None and entry.version == recalled.version)
         if entry is not None and told and _is_applied(entry, event, digest, fingerprint):
@@ -63,10 +69,10 @@ def tenure_of(event: Event) -> str:
     return "" if event.lease is None else event.lease.id
 
 
-def _content(event: Event) -> Content:
+def _content(event: Event, fetch: Callable[[Payload], Content]) -> Content:
     if event.payload is None:
         raise DocumentError(f"{event.position} is an upsert without content")
-    return event.payload.read()
+    return fetch(event.payload)
 
 
 def _is_applied(entry: Entry, event: Event, digest: str, fingerprint: str) -> bool:

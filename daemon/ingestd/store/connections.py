@@ -7,9 +7,10 @@ it had open would stay so.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -75,6 +76,23 @@ def verdict_at_start(error: sqlite3.Error, path: Path) -> ConfigError:
         f"state_dir: {path} cannot be used ({error}): free space on that disk, or make it and its directory "
         "readable and writable for the user that the daemon runs as"
     )
+
+
+def keep_temporary_files(folder: Path) -> None:
+    """Have SQLite's temporary files lie in a folder from now on, in this process; not where ``SQLITE_TMPDIR`` is set.
+
+    They may be as large as the ledger, and belong on the disk that is meant for that. The variable cannot be set here:
+    SQLite reads it when it is loaded. This way is deprecated for programs that have threads by then, so it is gone at
+    the start.
+
+    Raises:
+        sqlite3.Error: The folder cannot be written.
+    """
+    if os.environ.get("SQLITE_TMPDIR"):
+        return
+    with closing(sqlite3.connect(":memory:")) as connection:
+        quoted = str(folder.absolute()).replace("'", "''")
+        connection.execute(f"PRAGMA temp_store_directory = '{quoted}'")
 
 
 def connect(path: Path) -> sqlite3.Connection:

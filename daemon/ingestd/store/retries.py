@@ -175,7 +175,7 @@ def _park(connection: sqlite3.Connection, outcome: Outcome, now: float) -> None:
         (
             *place(event),
             event.op.value,
-            event.attempt + 1,
+            event.attempt + outcome.tried,
             now if event.first_failed_at is None else event.first_failed_at,
             now + outcome.wait,
             *version_columns(event.version),

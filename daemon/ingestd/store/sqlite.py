@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ingestd.errors import FatalError
 from ingestd.store import dead_letters, holdings, ledger, retries, runs, seens, settlement
-from ingestd.store.connections import Readers, verdict_at_start
+from ingestd.store.connections import Readers, keep_temporary_files, verdict_at_start
 from ingestd.store.lock import StateLock
 from ingestd.store.opening import DATABASE, check_readable, make_directory, prepare
 from ingestd.store.proof import seal
@@ -104,6 +104,7 @@ class SqliteStore:
         try:
             set_aside = prepare(path, clock.time())
             try:
+                keep_temporary_files(state_dir)
                 writer = Writer(path)
             except sqlite3.Error as error:
                 raise verdict_at_start(error, path) from error

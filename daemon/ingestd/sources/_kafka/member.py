@@ -110,7 +110,8 @@ class Member:
         """
         seat = self._seat
         tenure = None if seat is None else seat.holdings.of(TopicPartition(topic, number))
-        if tenure is None and not self._over and (seat is None or not seat.gate.holds()):
+        # Also of one that is held: nothing can be written under it while the group does not hear of us.
+        if not self._over and (seat is None or not seat.gate.holds()):
             raise UnavailableError(f"kafka:{self._name}", f"whether {topic}/{number} is ours is not known now")
         return tenure
 

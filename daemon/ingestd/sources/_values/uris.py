@@ -20,7 +20,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from ingestd.answers import PackedError, TooLargeError, body, retry_after
-from ingestd.errors import DocumentError, TransientError
+from ingestd.errors import DocumentError, TransientError, UnavailableError
 from ingestd.model import Content
 from ingestd.sources._values.decoded import RefusedError, shown
 
@@ -45,7 +45,7 @@ _PORTS = {"http": 80, "https": 443, "file": 0}
 _GONE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
 )
-_OK, _MOVED, _CLIENT, _SERVER = 200, 300, 400, 500
+_OK, _MOVED, _CLIENT, _SERVER, _NO_SUCH_METHOD = 200, 300, 400, 500, 501
 _PASSING = frozenset({408, 425, 429})
 """Statuses of the 400s that say nothing about the document."""
 
@@ -120,6 +120,8 @@ class Uris:
         self._max_bytes = max_bytes
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         self._pool = urllib3.PoolManager(num_pools=8, maxsize=8, retries=False, timeout=timeout)
+        self._good: dict[str, str] = {}
+        """By server, an address that was answered well: what it is probed with."""
 
     def close(self) -> None:
         """Let go of idle connections."""
@@ -144,7 +146,7 @@ class Uris:
         about = _About(document_id, said.content_type, said.title, said.metadata or {}, self._max_bytes)
         if found.scheme == "file":
             return FilePayload(about, unquote_to_bytes(found.path), unquote_to_bytes(prefix.path))
-        return HttpPayload(about, found, self._pool)
+        return HttpPayload(about, found, self._pool, self._good)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +220,12 @@ class FilePayload:
 
 @dataclass(frozen=True, slots=True)
 class HttpPayload:
-    """What a server answers."""
+    """What a server answers. While it is down no document is to blame: it is one dependency, whoever points to it."""
 
     about: _About
     address: Address
     pool: urllib3.PoolManager
+    good: dict[str, str]
 
     @property
     def at_hand(self) -> None:
@@ -237,7 +240,7 @@ class HttpPayload:
                 "GET", self.address.url, headers=_HEADERS, redirect=False, preload_content=False
             )
             try:
-                _refuse_status(response, who)
+                self._refuse_status(response, who)
                 data = body(response, self.about.max_bytes, deadline)
             except BaseException:
                 response.close()  # with its connection: what is left of the body is not waited for
@@ -248,20 +251,45 @@ class HttpPayload:
         except PackedError:
             raise DocumentError(f"{who} is compressed, though that was not asked for; serve it as it is") from None
         except (HTTPError, OSError) as error:
-            raise TransientError(f"{who} cannot be read: {error}") from error
+            raise UnavailableError(self._server, f"{who} cannot be read: {error}") from error
+        self.good[self._server] = self.address.url
         path = unquote(self.address.path, errors="replace")
         return self.about.content(data, path, response.headers.get("Content-Type"))
+
+    def probe(self) -> None:
+        """Ask the server for what it answered well last, or for its root, without a body.
+
+        Raises:
+            UnavailableError: It does not answer, or refuses.
+        """
+        url = self.good.get(self._server, f"{self.address.scheme}://{self.address.host}:{self.address.port}/")
+        try:
+            response = self.pool.request("HEAD", url, headers=_HEADERS, redirect=False)
+        except (HTTPError, OSError) as error:
+            raise UnavailableError(self._server, f"{self.address.host} does not answer: {error}") from error
+        if _is_outage(response.status):
+            raise UnavailableError(self._server, f"{self.address.host} answers {response.status}")
+
+    @property
+    def _server(self) -> str:
+        return f"uri:{self.address.host}:{self.address.port}"
+
+    def _refuse_status(self, response: BaseHTTPResponse, who: str) -> None:
+        status = response.status
+        if status == _OK:
+            return
+        if _is_outage(status):
+            wait = retry_after(response)
+            raise UnavailableError(self._server, f"{who} answers {status}", wait=wait, refused=wait is not None)
+        if _MOVED <= status < _CLIENT:
+            why = "redirects are not followed: send the address that it leads to"
+            raise DocumentError(f"{who} answers {status}; {why}")
+        raise DocumentError(f"{who} answers {status}; make it readable, and replay")
 
 
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "ingestd"}
 
 
-def _refuse_status(response: BaseHTTPResponse, who: str) -> None:
-    status = response.status
-    if status == _OK:
-        return
-    if status >= _SERVER or status in _PASSING:
-        raise TransientError(f"{who} answers {status}", wait=retry_after(response))
-    if _MOVED <= status < _CLIENT:
-        raise DocumentError(f"{who} answers {status}; redirects are not followed: send the address that it leads to")
-    raise DocumentError(f"{who} answers {status}; make it readable, and replay")
+def _is_outage(status: int) -> bool:
+    """Return whether a status says nothing about the document. 501: the server lacks the method, and is there."""
+    return (status >= _SERVER and status != _NO_SUCH_METHOD) or status in _PASSING
