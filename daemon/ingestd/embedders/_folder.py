@@ -23,6 +23,7 @@ _Object: TypeAlias = "dict[str, Json]"
 
 _ENDLESS = 10**9
 """transformers says 10**30 where a tokenizer has no limit."""
+_AFTER_ROBERTA = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 _LENGTH_FILES = "sentence_*_config.json"
 """``sentence_bert_config.json``, or one of its older names."""
 _PROMPT_NAMES = {Role.DOCUMENT: ("document", "passage", "corpus"), Role.QUERY: ("query",)}
@@ -60,7 +61,7 @@ def length(folder: Path, most: int | None) -> int | None:
     transformer = _transformer(folder)
     lengths = [
         read(transformer / "tokenizer_config.json").get("model_max_length"),
-        read(transformer / "config.json").get("max_position_embeddings"),
+        _positions(read(transformer / "config.json")),
         most,
     ]
     for file in sorted(transformer.glob(_LENGTH_FILES)):
@@ -70,6 +71,16 @@ def length(folder: Path, most: int | None) -> int | None:
         lengths.append(processor.get("model_max_length") if isinstance(processor, dict) else None)
     known = [int(said) for said in lengths if isinstance(said, int | float) and 0 < said < _ENDLESS]
     return min(known, default=None)
+
+
+def _positions(config: _Object) -> int | None:
+    """Return how many tokens have a position; models after RoBERTa count theirs from behind the padding's."""
+    said = config.get("max_position_embeddings")
+    if not isinstance(said, int):
+        return None
+    padding = config.get("pad_token_id", 1)
+    offset = padding + 1 if config.get("model_type") in _AFTER_ROBERTA and isinstance(padding, int) else 0
+    return said - offset
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -96,7 +107,7 @@ def modules(folder: Path) -> list[Json]:
     found: list[Json] = []
     for path, kind in _modules(folder)[1:]:
         settings = read(path / "config.json")
-        told = {key: value for key, value in settings.items() if value not in (False, None, _DEFAULTS.get(key))}
+        told = {key: value for key, value in settings.items() if value not in (None, _DEFAULTS.get(key, False))}
         found.append({"module": kind.rpartition(".")[2], **told})
     return found
 
@@ -138,9 +149,12 @@ def weights_digest(folder: Path) -> str:
         ConfigError: There are none.
     """
     folders = sorted({folder, *(path for path, _ in _modules(folder))})
-    files = [file for path in folders for file in sorted(path.glob("*.safetensors"))]
-    if not files:
-        files = [file for path in folders for file in sorted(path.glob("pytorch_model*.bin"))]
+    # Folder by folder: a transformer in the new format may come with a layer in the old one.
+    files = [
+        file
+        for path in folders
+        for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    ]
     if not files:
         raise ConfigError(f"model: {folder} has no weights (*.safetensors or pytorch_model.bin)")
     hasher = hashlib.sha256()
