@@ -206,7 +206,7 @@ def test_out_of_memory_halves_the_batch(tiny: Path) -> None:
 
     config = dense.Config(model=str(tiny), dtype="float32")
     forward, _ = _forward.load(SentenceTransformer, config, tiny, "cpu", tokens=4_096)
-    assert forward._ours  # a plain model does not take the slow way
+    assert forward.input.ours  # a plain model does not take the slow way
     sizes: list[int] = []
 
     def compute(features: dict[str, Any]) -> Any:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from sentence_transformers import SentenceTransformer
 
-    from ingestd.embedders._forward import Features, Forward
+    from ingestd.embedders._forward import Forward
+    from ingestd.embedders._passes import Features
     from ingestd.model import DenseVectors, Vectors
     from ingestd.ports import DevicePool
 
