@@ -86,6 +86,26 @@ def test_hub_name_while_offline(tmp_path: Path) -> None:
     assert "'sentence-transformers/no-such-model'" in second
 
 
+@pytest.mark.parametrize("found", ["model.safetensors", "pytorch_model.bin"])
+def test_what_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """Descriptions alone for a tokenizer; with the weights also BGE-M3's layers, in either format of the weights."""
+    import huggingface_hub  # noqa: PLC0415 - the one place that needs it
+
+    asked: list[str] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked[:] = options["allow_patterns"]
+        if "*" + found[found.index(".") :] in asked:
+            (tmp_path / found).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("someone/model", None, weights=False) == tmp_path
+    assert {"*.json"} == {pattern for pattern in asked if pattern.endswith(("json", ".pt", ".bin", "safetensors"))}
+    assert locate("someone/model", None, weights=True) == tmp_path
+    assert {"*.json", "sparse_linear.pt", "colbert_linear.pt", "*" + found[found.index(".") :]} <= set(asked)
+
+
 def test_length_is_the_least_that_is_said(tmp_path: Path, write: Write) -> None:
     """The shortest of all lengths holds; transformers' 10**30 is none."""
     assert _folder.length(tmp_path, None) is None

@@ -124,7 +124,7 @@ def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapp
     that moved is another.
 
     Args:
-        kind: ``dense`` or ``sparse``.
+        kind: ``dense``, ``sparse`` or ``hybrid``.
         folder: The model's files, weights included.
         prompts: What is put before a text of each role.
         more: What else decides a vector.

@@ -154,6 +154,12 @@ def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def special(tokenizer: Any) -> frozenset[int]:  # noqa: ANN401 - transformers has no one class for it
+    """Return the ids of the tokens that models with a weight a token leave out: first, last, padding, unknown."""
+    ids = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return frozenset(token for token in ids if token is not None)
+
+
 @functools.cache
 def _best_dtype(device: torch.device) -> torch.dtype:
     """Return what the device is good at: half the bits where its hardware multiplies those."""
