@@ -6,6 +6,7 @@ runs the batches. Imports torch: only for the worker.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import torch
@@ -100,7 +101,7 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
     """Load a model from its folder.
 
     All but the transformer stays in float32: pooling and normalising cost nothing beside it, and in 16 bits a vector
-    of unit length is off by half a percent.
+    of unit length is off by half a percent. So they are loaded in it, and the transformer is cast.
 
     Args:
         kind: The library's class for it.
@@ -124,10 +125,25 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
     length = _folder.length(folder, config.max_tokens)
     if length is not None:
         encoder.max_seq_length = length
-    encoder[0].to(dtype)
+    _cast(encoder[0], dtype)
     for module in list(encoder.children())[1:2]:
         module.register_forward_pre_hook(_in_float32)
     return Forward(encoder, config.prompts(folder), where, budget), name(dtype)
+
+
+def _cast(transformer: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give a transformer another dtype, but for what needs all its bits.
+
+    That is what transformers leaves alone when it loads in that dtype: the frequencies of positions (rounded, words
+    far into a text lose their order), and layers that a model names, such as those of T5 that overflow in float16.
+    """
+    models = list(transformer.modules())
+    whole = {name for model in models for name in getattr(model, "_keep_in_fp32_modules_strict", None) or ()}
+    if dtype == torch.float16:
+        whole |= {name for model in models for name in getattr(model, "_keep_in_fp32_modules", None) or ()}
+    for where, tensor in itertools.chain(transformer.named_parameters(), transformer.named_buffers()):
+        if tensor.is_floating_point() and not where.endswith("inv_freq") and not whole & set(where.split(".")):
+            tensor.data = tensor.data.to(dtype)
 
 
 def _in_float32(_module: torch.nn.Module, arguments: tuple[Features]) -> tuple[Features]:
