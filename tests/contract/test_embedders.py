@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tests.fixtures.tiny_models import save_bge_m3, save_mgte
+from tests.fixtures.tiny_models import save_bge_m3, save_instructor, save_mgte
 
 from ingestd.devices.check import check
 from ingestd.devices.pool import Pool
-from ingestd.embedders import bge_m3, hashing, mgte, model2vec, sentence_transformers, splade
+from ingestd.embedders import bge_m3, hashing, instructor, mgte, model2vec, sentence_transformers, splade
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
@@ -51,13 +51,17 @@ CONFIGS: dict[str, tuple[str | None, Callable[[Path], Any]]] = {
         "FlagEmbedding",
         lambda folder: bge_m3.Config(model=str(save_bge_m3(folder)), dtype="float32", batch_tokens=200),
     ),
+    "instructor": (
+        "sentence_transformers",
+        lambda folder: instructor.Config(model=str(save_instructor(folder)), dtype="float32", batch_tokens=200),
+    ),
     "mgte": (
         "transformers",
         lambda folder: mgte.Config(model=str(save_mgte(folder)), dtype="float32", batch_tokens=200),
     ),
 }
 """By type: the package with its weights, or that makes some, and its options, with small batches."""
-RANDOM = {"bge_m3", "mgte"}
+RANDOM = {"bge_m3", "instructor", "mgte"}
 """Those whose weights are random: no package ships any."""
 
 

@@ -10,6 +10,7 @@ from ingestd.devices.worker import Load, Misconfigured, _load
 
 LIBRARIES = {
     "bge_m3": "FlagEmbedding",
+    "instructor": "sentence_transformers",
     "mgte": "transformers",
     "model2vec": "model2vec",
     "sentence_transformers": "sentence_transformers",
