@@ -8,6 +8,7 @@ pytest_plugins = (
     "tests.fixtures.milvus",
     "tests.fixtures.daemon",
     "tests.fixtures.lite_server",
+    "tests.fixtures.models",
     "tests.fixtures.brokers",
     "tests.fixtures.sasl_broker",
 )

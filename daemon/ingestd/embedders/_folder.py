@@ -23,6 +23,7 @@ _Object: TypeAlias = "dict[str, Json]"
 
 _ENDLESS = 10**9
 """transformers says 10**30 where a tokenizer has no limit."""
+_AFTER_ROBERTA = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 _LENGTH_FILES = "sentence_*_config.json"
 """``sentence_bert_config.json``, or one of its older names."""
 _PROMPT_NAMES = {Role.DOCUMENT: ("document", "passage", "corpus"), Role.QUERY: ("query",)}
@@ -44,7 +45,7 @@ def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Ro
         document: The configured prompt for documents; None leaves it to the model.
         query: The same for queries.
     """
-    saved = _read(folder / "config_sentence_transformers.json").get("prompts")
+    saved = read(folder / "config_sentence_transformers.json").get("prompts")
     known: _Object = saved if isinstance(saved, dict) else {}
     own = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPT_NAMES.items()}
     given = {Role.DOCUMENT: document, Role.QUERY: query}
@@ -59,17 +60,27 @@ def length(folder: Path, most: int | None) -> int | None:
     """
     transformer = _transformer(folder)
     lengths = [
-        _read(transformer / "tokenizer_config.json").get("model_max_length"),
-        _read(transformer / "config.json").get("max_position_embeddings"),
+        read(transformer / "tokenizer_config.json").get("model_max_length"),
+        _positions(read(transformer / "config.json")),
         most,
     ]
     for file in sorted(transformer.glob(_LENGTH_FILES)):
-        said = _read(file)
+        said = read(file)
         processor = said.get("processor_kwargs", said.get("tokenizer_args"))
         lengths += [said.get("max_seq_length"), said.get("document_length")]
         lengths.append(processor.get("model_max_length") if isinstance(processor, dict) else None)
     known = [int(said) for said in lengths if isinstance(said, int | float) and 0 < said < _ENDLESS]
     return min(known, default=None)
+
+
+def _positions(config: _Object) -> int | None:
+    """Return how many tokens have a position; models after RoBERTa count theirs from behind the padding's."""
+    said = config.get("max_position_embeddings")
+    if not isinstance(said, int):
+        return None
+    padding = config.get("pad_token_id", 1)
+    offset = padding + 1 if config.get("model_type") in _AFTER_ROBERTA and isinstance(padding, int) else 0
+    return said - offset
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -95,15 +106,15 @@ def modules(folder: Path) -> list[Json]:
     """
     found: list[Json] = []
     for path, kind in _modules(folder)[1:]:
-        settings = _read(path / "config.json")
-        told = {key: value for key, value in settings.items() if value not in (False, None, _DEFAULTS.get(key))}
+        settings = read(path / "config.json")
+        told = {key: value for key, value in settings.items() if value not in (None, _DEFAULTS.get(key, False))}
         found.append({"module": kind.rpartition(".")[2], **told})
     return found
 
 
 def lower_case(folder: Path) -> bool:
     """Return whether texts are put into lower case before the tokenizer sees them."""
-    return any(_read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
+    return any(read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
 
 
 def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapping[str, Json]) -> str:
@@ -113,7 +124,7 @@ def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapp
     that moved is another.
 
     Args:
-        kind: ``dense`` or ``sparse``.
+        kind: ``dense``, ``sparse`` or ``hybrid``.
         folder: The model's files, weights included.
         prompts: What is put before a text of each role.
         more: What else decides a vector.
@@ -138,9 +149,12 @@ def weights_digest(folder: Path) -> str:
         ConfigError: There are none.
     """
     folders = sorted({folder, *(path for path, _ in _modules(folder))})
-    files = [file for path in folders for file in sorted(path.glob("*.safetensors"))]
-    if not files:
-        files = [file for path in folders for file in sorted(path.glob("pytorch_model*.bin"))]
+    # Folder by folder: a transformer in the new format may come with a layer in the old one.
+    files = [
+        file
+        for path in folders
+        for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    ]
     if not files:
         raise ConfigError(f"model: {folder} has no weights (*.safetensors or pytorch_model.bin)")
     hasher = hashlib.sha256()
@@ -169,7 +183,7 @@ def _described(folder: Path, listed: list[Json]) -> Iterator[tuple[Path, str]]:
             yield folder / str(module.get("path", "")), str(module.get("type", ""))
 
 
-def _read(path: Path) -> _Object:
+def read(path: Path) -> _Object:
     """Return a file's object; an absent file says nothing."""
     value = _load(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from ingestd.ports import Device, DevicePool, Tokenizer
 
 
-class LocalConfig(BaseModel):
-    """The options of every model that runs in a device worker."""
+class FolderConfig(BaseModel):
+    """The options of every model that is read from a folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outputs: ClassVar[tuple[str, ...]] = ("dense",)
-    requires: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence_transformers")
+    requires: ClassVar[tuple[str, ...]] = ()
     """The modules that its worker imports; the extra ``local`` has them."""
 
     model: str = Field(
@@ -42,14 +42,6 @@ class LocalConfig(BaseModel):
     revision: str | None = Field(
         default=None, description="A branch, tag or commit on the hub; not set: the main branch, as it is at the start."
     )
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:1, …",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="What to compute in; auto finds out what the device is good at."
-    )
     batch_tokens: int | None = Field(
         default=None, ge=1, description="The most padded tokens of a batch; not set: chosen for the device."
     )
@@ -57,6 +49,29 @@ class LocalConfig(BaseModel):
         default=None,
         ge=8,
         description="The most tokens of a text that the model sees, prompt included; not set: all that it can.",
+    )
+
+    def folder(self, *, weights: bool) -> Path:
+        """Return the folder with the model's files, fetched if they are on the hub.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return locate(self.model, self.revision, weights=weights)
+
+
+class LocalConfig(FolderConfig):
+    """The options of every model of torch."""
+
+    requires: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence_transformers")
+
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:1, …",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="What to compute in; auto finds out what the device is good at."
     )
     document_prompt: str | None = Field(
         default=None, description="What is put before each chunk; not set: the model's own prompt for documents."
@@ -70,14 +85,6 @@ class LocalConfig(BaseModel):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model: with the daemon's rights, so off."
     )
-
-    def folder(self, *, weights: bool) -> Path:
-        """Return the folder with the model's files, fetched if they are on the hub.
-
-        Raises:
-            ConfigError: There is no such model.
-        """
-        return locate(self.model, self.revision, weights=weights)
 
     def prompts(self, folder: Path) -> Mapping[Role, str]:
         """Return what is put before a text of each role."""

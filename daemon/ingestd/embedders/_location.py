@@ -16,6 +16,8 @@ from ingestd.errors import ConfigError
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.py"]
 _SAFE_WEIGHTS = ["*.safetensors"]
 _OLD_WEIGHTS = ["*.bin"]
+_HEADS = ["sparse_linear.pt", "colbert_linear.pt"]
+"""BGE-M3's, which are in no format that is safe; FlagEmbedding reads them as weights only."""
 _OTHER_BACKENDS = ["onnx/*", "openvino/*", "*.onnx", "*.gguf"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -71,9 +73,9 @@ def _from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
         )
 
     try:
-        folder = fetch(_DESCRIPTIONS + (_SAFE_WEIGHTS if weights else []))
+        folder = fetch(_DESCRIPTIONS + (_SAFE_WEIGHTS + _HEADS if weights else []))
         if weights and not any(folder.rglob("*.safetensors")):
-            folder = fetch(_DESCRIPTIONS + _OLD_WEIGHTS)
+            folder = fetch(_DESCRIPTIONS + _OLD_WEIGHTS + _HEADS)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         where = "among the downloaded models (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on the hub"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sentence_transformers import SparseEncoder
 
-    from ingestd.embedders._forward import Features
+    from ingestd.embedders._passes import Features
     from ingestd.model import Role
 
 _MODULES_OF_SPLADE = 2

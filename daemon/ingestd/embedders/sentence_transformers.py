@@ -1,81 +1,30 @@
 """Dense vectors by a model of sentence-transformers, in a device worker.
 
-Owns what a dense model's vectors are: pooled, projected and normalised by the model's own modules. ``load`` runs in
-the worker; nothing else here is allowed to touch torch. ``pymilvus.model`` was not wrapped: it takes one batch at a
-time, has no prompts for roles, and costs seconds and hundreds of megabytes to import.
+Owns the plain case: a prompt for each role as the model was trained or as configured, pooled as the model says.
+``_dense`` has what dense models share.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from pydantic import Field
-
-from ingestd.devices.check import check
-from ingestd.embedders import _folder
-from ingestd.embedders._local import LocalConfig, LocalEmbedder
-from ingestd.model import ModelInfo, Role, VectorKind
+from ingestd.embedders import _dense
+from ingestd.embedders._dense import DenseConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from collections.abc import Set as AbstractSet
-    from pathlib import Path
+    from collections.abc import Mapping
 
-    from sentence_transformers import SentenceTransformer
-
-    from ingestd.embedders._forward import Features, Forward
-    from ingestd.model import DenseVectors, Vectors
+    from ingestd.embedders._dense import DenseModel
+    from ingestd.embedders._local import LocalEmbedder
     from ingestd.ports import DevicePool
 
-CPU_TOKENS = 4_096
-"""Padded tokens a batch on a CPU: beyond it, a batch outgrows the caches and gets slower."""
 
-WARM_UP = "A text to see that the model works."
-
-
-class Config(LocalConfig):
+class Config(DenseConfig):
     """A dense model of sentence-transformers."""
-
-    normalize: bool = Field(
-        default=False,
-        description="Bring vectors to length 1 also where the model does not; no matter for the metric COSINE.",
-    )
 
     def build(self, name: str, devices: DevicePool) -> LocalEmbedder:
         """Return the embedder; its model is loaded when it is first asked for."""
         return self.on(devices, name, __name__)
-
-
-class DenseModel:
-    """The model in the worker: implements ``devices.Model``."""
-
-    def __init__(self, forward: Forward[SentenceTransformer], info: ModelInfo, *, normalize: bool) -> None:
-        self._forward = forward
-        self._info = info
-        self._normalize = normalize
-
-    def info(self) -> ModelInfo:
-        """Return what the model is."""
-        return self._info
-
-    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
-        """Return one dense vector a text."""
-        return {VectorKind.DENSE: self._vectors(texts, role)} if VectorKind.DENSE in kinds else {}
-
-    def _vectors(self, texts: Sequence[str], role: Role) -> DenseVectors:
-        vectors = np.empty((len(texts), self._info.dimension or 0), dtype=np.float32)
-        for places, rows in self._forward.run(texts, role, lambda features: self._pooled(features, role)):
-            vectors[list(places)] = rows
-        if self._normalize:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            np.divide(vectors, norms, out=vectors, where=norms > 0)
-        return vectors
-
-    def _pooled(self, features: Features, role: Role) -> DenseVectors:
-        pooled: Any = self._forward.encoder(features, task=role.value)["sentence_embedding"]
-        vectors: DenseVectors = pooled.float().cpu().numpy()
-        return vectors
 
 
 def load(options: Mapping[str, object], device: str) -> DenseModel:
@@ -84,36 +33,4 @@ def load(options: Mapping[str, object], device: str) -> DenseModel:
     Raises:
         ConfigError: There is no such model, or it gives no usable vectors.
     """
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - loads torch: for the worker only
-
-    from ingestd.embedders import _forward  # noqa: PLC0415 - the same
-
-    config = Config.model_validate(options)
-    folder = config.folder(weights=True)
-    forward, dtype = _forward.load(SentenceTransformer, config, folder, device, CPU_TOKENS)
-    info = ModelInfo(
-        kinds=frozenset({VectorKind.DENSE}),
-        dimension=forward.encoder.get_embedding_dimension(),
-        space=_space(config, folder, forward.encoder.get_embedding_dimension()),
-        dtype=dtype,
-        device=str(forward.device),
-    )
-    model = DenseModel(forward, info, normalize=config.normalize)
-    for role in Role:
-        check(model.embed([WARM_UP], role, info.kinds)[VectorKind.DENSE], VectorKind.DENSE, 1, info.dimension)
-    return model
-
-
-def _space(config: Config, folder: Path, dimension: int | None) -> str:
-    """Return the fingerprint of the vector space.
-
-    The length at which texts are cut is no part of it: chunks are cut to fit, so it changes no chunk's vector.
-    """
-    modules = _folder.modules(folder)
-    normalized = any(isinstance(module, dict) and module.get("module") == "Normalize" for module in modules)
-    return _folder.fingerprint(
-        "dense",
-        folder,
-        config.prompts(folder),
-        {"modules": modules, "normalize": config.normalize and not normalized, "dimension": dimension},
-    )
+    return _dense.load(Config.model_validate(options), device)

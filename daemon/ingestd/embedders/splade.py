@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from sentence_transformers import SparseEncoder
 
-    from ingestd.embedders._forward import Features, Forward
+    from ingestd.embedders._forward import Forward
+    from ingestd.embedders._passes import Features
     from ingestd.model import Vectors
     from ingestd.ports import DevicePool
 
