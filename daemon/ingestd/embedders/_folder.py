@@ -12,6 +12,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, TypeAlias
 
+from ingestd.embedders import _nomic
 from ingestd.errors import ConfigError
 from ingestd.model import Json, Role, canonical_json
 
@@ -62,6 +63,7 @@ def length(folder: Path, most: int | None) -> int | None:
     lengths = [
         read(transformer / "tokenizer_config.json").get("model_max_length"),
         _positions(read(transformer / "config.json")),
+        _nomic.length(read(transformer / "config.json")),
         most,
     ]
     for file in sorted(transformer.glob(_LENGTH_FILES)):
@@ -110,6 +112,11 @@ def modules(folder: Path) -> list[Json]:
         told = {key: value for key, value in settings.items() if value not in (None, _DEFAULTS.get(key, False))}
         found.append({"module": kind.rpartition(".")[2], **told})
     return found
+
+
+def transformer_config(folder: Path) -> _Object:
+    """Return the content of the transformer's config.json."""
+    return read(_transformer(folder) / "config.json")
 
 
 def lower_case(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import torch
 
-from ingestd.embedders import _folder
+from ingestd.embedders import _folder, _nomic
 from ingestd.embedders._passes import Features, Passes, TokenizerInput, name, settle
 from ingestd.model import Role
 
@@ -120,6 +120,8 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
         local_files_only=not config.trust_remote_code,
         trust_remote_code=config.trust_remote_code,
         model_kwargs={"dtype": torch.float32},
+        # Code that comes with the model reads its own names.
+        config_kwargs=None if config.trust_remote_code else _nomic.arguments(_folder.transformer_config(folder)),
     )
     encoder.eval()
     length = _folder.length(folder, config.max_tokens)
