@@ -481,6 +481,9 @@ class DevicePool(Protocol):
 class Device(Protocol):
     """One model in a worker."""
 
+    texts_cut: int
+    """How many texts were longer than it sees, since it was first asked for something."""
+
     def info(self) -> ModelInfo:
         """Wait until the model is loaded, and return what it is."""
         ...

@@ -16,6 +16,7 @@ from tests.fixtures.tiny_models import save_bge_m3, save_instructor, save_mgte
 from ingestd.devices.check import check
 from ingestd.devices.pool import Pool
 from ingestd.embedders import bge_m3, hashing, instructor, mgte, model2vec, sentence_transformers, splade
+from ingestd.errors import DocumentError
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
@@ -206,6 +207,30 @@ def test_tokenizer_has_the_models_limit(config: Any) -> None:
     assert tokenizer.limit is not None
     text = "Two words"
     assert [text[start:end].lower() for start, end in tokenizer.offsets(text).tolist()] == ["two", "words"]
+
+
+def test_a_text_that_is_too_long_is_counted_or_refused(config: Any, pool: Pool) -> None:
+    """What the model does not see is not lost unseen. One that just fits is neither; a query is cut, and answered."""
+    if not hasattr(config, "too_long"):
+        pytest.skip("it sees all of a text")
+    short = config.model_copy(update={"max_tokens": 24})
+    tokenizer: Tokenizer = short.tokenizer()
+    assert tokenizer.limit is not None
+    text = "oil prices fell " * 40
+    offsets = tokenizer.offsets(text)
+    fits, long = text[: int(offsets[tokenizer.limit - 2][1])], text[: int(offsets[tokenizer.limit + 1][1])]
+    cutting = short.build("cutting", pool)
+    kinds = cutting.info().kinds
+    before = cutting.texts_cut
+    cutting.embed([fits, "oil", fits], Role.DOCUMENT, kinds)
+    assert cutting.texts_cut == before
+    cutting.embed([fits, long, "oil", long], Role.DOCUMENT, kinds)
+    assert cutting.texts_cut == before + 2
+    failing = short.model_copy(update={"too_long": "fail"}).build("failing", pool)
+    failing.embed([fits], Role.DOCUMENT, kinds)
+    failing.embed([long], Role.QUERY, kinds)
+    with pytest.raises(DocumentError, match="text 1 of 3 has more tokens than the"):
+        failing.embed([fits, long, fits], Role.DOCUMENT, kinds)
 
 
 def test_the_daemon_never_imports_torch(config: Any) -> None:

@@ -224,6 +224,8 @@ class _NoWorkers:
 class _Unloaded:
     """A model that is not loaded (``ports.Device``)."""
 
+    texts_cut = 0
+
     def __init__(self, name: str) -> None:
         self._name = name
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """A model in a worker: what a module's ``load(options: Mapping[str, object], device: str)`` returns.
 
-    One thread uses it. ``load`` raises ConfigError when the model cannot be had as configured, and should run one
+    One thread uses it. It may have a method ``cuts()``: how many texts were longer than the model sees, since it was
+    loaded. ``load`` raises ConfigError when the model cannot be had as configured, and should run one
     text through it: what fails there is refused at the start, not blamed on the first document.
     """
 

@@ -101,6 +101,8 @@ class LoadedModel:
     def __init__(self, worker: _Worker, recipe: _Recipe) -> None:
         self._worker = worker
         self._recipe = recipe
+        self.texts_cut = 0
+        """How many texts were longer than the model sees."""
 
     def info(self) -> ModelInfo:
         """Return what the model is; the first time, after loading it.
@@ -123,7 +125,9 @@ class LoadedModel:
             Stopped: The pool is closed.
         """
         load = self._recipe.load
-        return self._worker.embed(self._recipe, Embed(load.key, load.name, tuple(texts), role, frozenset(kinds)))
+        done = self._worker.embed(self._recipe, Embed(load.key, load.name, tuple(texts), role, frozenset(kinds)))
+        self.texts_cut += done.cut
+        return cast("Mapping[VectorKind, Vectors]", done.value)
 
 
 @dataclass(slots=True)
@@ -163,7 +167,7 @@ class _Worker:
             self._ready(recipe)
         return cast("ModelInfo", recipe.info)
 
-    def embed(self, recipe: _Recipe, request: Embed) -> Mapping[VectorKind, Vectors]:
+    def embed(self, recipe: _Recipe, request: Embed) -> Done:
         with self._turn:
             for _ in range(2):
                 with contextlib.suppress(ChildDied):
@@ -203,10 +207,9 @@ class _Worker:
             if self._process is not None:
                 self._process.child.close()
 
-    def _vectors(self, recipe: _Recipe, request: Embed) -> Mapping[VectorKind, Vectors]:
+    def _vectors(self, recipe: _Recipe, request: Embed) -> Done:
         process = self._ready(recipe)
-        reply = self._ask(process, request, self._embed_timeout)
-        return cast("Mapping[VectorKind, Vectors]", reply)
+        return self._ask(process, request, self._embed_timeout)
 
     def _ready(self, recipe: _Recipe) -> _Process:
         """Return a running process with the model in it."""
@@ -215,7 +218,7 @@ class _Worker:
             return process
         before = recipe.info
         try:
-            info = cast("ModelInfo", self._ask(process, recipe.load, self._load_timeout))
+            info = cast("ModelInfo", self._ask(process, recipe.load, self._load_timeout).value)
         except (ChildDied, ConfigError) as error:
             if before is not None:
                 said = f"{recipe.load.name}: the model cannot be loaded again ({error})"
@@ -255,7 +258,7 @@ class _Worker:
                 self._fault = ""
         return process
 
-    def _ask(self, process: _Process, request: Request, timeout: float) -> ModelInfo | Mapping[VectorKind, Vectors]:
+    def _ask(self, process: _Process, request: Request, timeout: float) -> Done:
         """Return the worker's answer.
 
         Raises:
@@ -274,7 +277,7 @@ class _Worker:
             raise ConfigError(*reply.faults)
         if isinstance(reply, BadText):
             raise DocumentError(reply.message)
-        return reply.value
+        return reply
 
     def _bury(self, process: _Process, reason: str) -> None:
         process.child.kill()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ingestd.errors import ConfigError, DocumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ingestd.children import Pipe
@@ -59,6 +59,8 @@ class Done:
     """The request's answer."""
 
     value: ModelInfo | Mapping[VectorKind, Vectors]
+    cut: int = 0
+    """How many of the texts were longer than the model sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,16 @@ def _missing(error: ImportError) -> str:
     return f"a package that the model needs cannot be imported ({error})"
 
 
+def _cuts(model: Model) -> int:
+    cuts: Callable[[], int] = getattr(model, "cuts", lambda: 0)
+    return cuts()
+
+
 def _embed(request: Embed, model: Model) -> Reply:
+    before = _cuts(model)
     try:
-        return Done(model.embed(request.texts, request.role, request.kinds))
+        vectors = model.embed(request.texts, request.role, request.kinds)
+        return Done(vectors, _cuts(model) - before)
     except DocumentError as error:
         return BadText(f"{request.name}: {error}")
     except Exception as error:  # noqa: BLE001 - the verdict on it is below

@@ -55,6 +55,10 @@ class DenseModel:
         """Return what the model is."""
         return self._info
 
+    def cuts(self) -> int:
+        """Return how many texts were longer than the model sees."""
+        return self._forward.cuts
+
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """Return one dense vector a text."""
         return {VectorKind.DENSE: self._vectors(texts, role)} if VectorKind.DENSE in kinds else {}

@@ -38,11 +38,14 @@ class Forward(Passes, Generic[E]):
         prompts: What is put before a text of each role.
         device: Where the encoder is.
         budget: The most padded tokens of a batch.
+        too_long: ``fail``: a chunk that is longer than the model sees is refused.
     """
 
-    def __init__(self, encoder: E, prompts: Mapping[Role, str], device: torch.device, budget: int) -> None:
+    def __init__(
+        self, encoder: E, prompts: Mapping[Role, str], device: torch.device, budget: int, too_long: str = "truncate"
+    ) -> None:
         self.encoder = encoder
-        self.input = LibraryInput(encoder, prompts)
+        self.input = LibraryInput(encoder, prompts, too_long)
         super().__init__(self.input, device, budget)
 
 
@@ -52,9 +55,10 @@ class LibraryInput:
     Args:
         encoder: The model.
         prompts: What is put before a text of each role.
+        too_long: ``fail``: a chunk that is longer than the model sees is refused.
     """
 
-    def __init__(self, encoder: Encoder, prompts: Mapping[Role, str]) -> None:
+    def __init__(self, encoder: Encoder, prompts: Mapping[Role, str], too_long: str = "truncate") -> None:
         self._encoder = encoder
         self._prompts = prompts
         self._plain = TokenizerInput(encoder.tokenizer, prompts)
@@ -62,6 +66,12 @@ class LibraryInput:
         self._settings = {role: self._added(role) for role in Role}
         self.ours = all(self._agrees(role) for role in Role)
         """Whether texts are tokenised once, before they are put into batches."""
+        self._plain.too_long, self._plain.cuts = too_long, 0  # the samples were no documents
+
+    @property
+    def cuts(self) -> int:
+        """How many texts were longer than the model sees; not known of those that the library tokenises."""
+        return self._plain.cuts
 
     def prepare(self, texts: Sequence[str], role: Role) -> tuple[Sequence[int], Callable[[Sequence[int]], Features]]:
         """Return each text's tokens, and what makes the features of a batch."""
@@ -130,7 +140,7 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
     _cast(encoder[0], dtype)
     for module in list(encoder.children())[1:2]:
         module.register_forward_pre_hook(_in_float32)
-    return Forward(encoder, config.prompts(folder), where, budget), name(dtype)
+    return Forward(encoder, config.prompts(folder), where, budget, config.too_long), name(dtype)
 
 
 def _cast(transformer: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -64,6 +64,10 @@ class HybridModel:
         """Return what the model is."""
         return self._info
 
+    def cuts(self) -> int:
+        """Return how many texts were longer than the model sees."""
+        return self._passes.cuts
+
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """Return one vector a text for each kind. A document's sparse one is never empty; see ``_sparse``."""
         if not kinds:

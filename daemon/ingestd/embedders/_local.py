@@ -51,6 +51,10 @@ class FolderConfig(BaseModel):
         description="The most tokens of a text that the model sees, prompt included; not set: all that it can.",
     )
 
+    too_long: Literal["truncate", "fail"] = Field(
+        default="truncate", description="What becomes of a longer chunk: its beginning counts, or its document fails."
+    )
+
     def folder(self, *, weights: bool) -> Path:
         """Return the folder with the model's files, fetched if they are on the hub.
 
@@ -126,6 +130,11 @@ class LocalEmbedder:
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """Return one vector a text for each kind."""
         return self._device.embed(texts, role, kinds)
+
+    @property
+    def texts_cut(self) -> int:
+        """How many texts were longer than the model sees, since the embedder was made."""
+        return self._device.texts_cut
 
     def close(self) -> None:
         """Nothing to do: the model goes with its worker, which others may share, when the pool closes."""

@@ -17,12 +17,12 @@ import torch
 
 from ingestd.embedders._batches import halves, plan
 from ingestd.errors import DocumentError
+from ingestd.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ingestd.embedders._local import LocalConfig
-    from ingestd.model import Role
 
 Features: TypeAlias = dict[str, Any]
 """What goes through a model: tensors of shape (texts, tokens, …), and for some libraries a few settings."""
@@ -37,6 +37,11 @@ _WORTHWHILE = 1.5
 class Input(Protocol):
     """From texts to what the model takes."""
 
+    @property
+    def cuts(self) -> int:
+        """How many texts were longer than the model sees."""
+        ...
+
     def prepare(
         self, texts: Sequence[str], role: Role
     ) -> tuple[Sequence[int], Callable[[Sequence[int]], Mapping[str, Any]]]:
@@ -50,24 +55,45 @@ class TokenizerInput:
     Args:
         tokenizer: Cuts texts at its ``model_max_length``.
         prompts: What is put before a text of each role.
+        too_long: ``fail``: a longer chunk is refused.
     """
 
-    def __init__(self, tokenizer: Any, prompts: Mapping[Role, str]) -> None:  # noqa: ANN401 - transformers has no one class for it
+    def __init__(self, tokenizer: Any, prompts: Mapping[Role, str], too_long: str = "truncate") -> None:  # noqa: ANN401 - transformers has no one class for it
         self._tokenizer = tokenizer
         self._prompts = prompts
+        self.too_long = too_long
+        self.cuts = 0
+        """Texts that were longer."""
 
     def prepare(self, texts: Sequence[str], role: Role) -> tuple[Sequence[int], Callable[[Sequence[int]], Features]]:
         """Return each text's tokens, and what pads a batch."""
         if not texts:
             return [], lambda _places: {}
         prompted = [self._prompts[role] + text for text in texts]
-        encoded = dict(self._tokenizer(prompted, truncation="longest_first", padding=False))
+        made = self._tokenizer(prompted, truncation="longest_first", padding=False)
+        self._look(made.encodings, role)
+        encoded = dict(made)
 
         def features(places: Sequence[int]) -> Features:
             chosen = {key: [rows[place] for place in places] for key, rows in encoded.items()}
             return dict(self._tokenizer.pad(chosen, padding=True, return_tensors="pt"))
 
         return [len(row) for row in encoded["input_ids"]], features
+
+    def _look(self, encodings: Sequence[Any] | None, role: Role) -> None:
+        """Take note of texts that were cut, or refuse them. Slow tokenizers do not say which.
+
+        Raises:
+            DocumentError: One is longer than the model sees.
+        """
+        over = [place for place, encoding in enumerate(encodings or ()) if encoding.overflowing]
+        if over and self.too_long == "fail" and role is Role.DOCUMENT:
+            most = self._tokenizer.model_max_length
+            raise DocumentError(
+                f"text {over[0]} of {len(encodings or ())} has more tokens than the {most} that the model sees: "
+                "cut smaller chunks (the chunker's max_tokens)"
+            )
+        self.cuts += len(over)
 
 
 class Passes:
@@ -83,6 +109,11 @@ class Passes:
         self.device = device
         self._source = source
         self._budget = budget
+
+    @property
+    def cuts(self) -> int:
+        """Texts that were longer than the model sees, as far as its tokenizer says."""
+        return self._source.cuts
 
     def run(
         self, texts: Sequence[str], role: Role, compute: Callable[[Features], T]

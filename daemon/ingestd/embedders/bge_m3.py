@@ -78,7 +78,7 @@ def load(options: Mapping[str, object], device: str) -> HybridModel:
     prompts = config.prompts(folder)
     dimension = int(m3.config.hidden_size)
     model = HybridModel(
-        _passes.Passes(_passes.TokenizerInput(tokenizer, prompts), where, budget),
+        _passes.Passes(_passes.TokenizerInput(tokenizer, prompts, config.too_long), where, budget),
         ModelInfo(
             kinds=KINDS,
             dimension=dimension,

@@ -70,7 +70,7 @@ def load(options: Mapping[str, object], device: str) -> HybridModel:
         tokenizer.model_max_length = length
     prompts = config.prompts(folder)
     model = HybridModel(
-        _passes.Passes(_passes.TokenizerInput(tokenizer, prompts), where, budget),
+        _passes.Passes(_passes.TokenizerInput(tokenizer, prompts, config.too_long), where, budget),
         ModelInfo(
             kinds=KINDS,
             dimension=gte.config.hidden_size,

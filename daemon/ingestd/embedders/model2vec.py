@@ -22,7 +22,7 @@ from ingestd.embedders import _folder
 from ingestd.embedders._batches import plan
 from ingestd.embedders._local import FolderConfig, LocalEmbedder
 from ingestd.embedders._tokenizer import FileTokenizer
-from ingestd.errors import ConfigError
+from ingestd.errors import ConfigError, DocumentError
 from ingestd.model import ModelInfo, Role, VectorKind
 
 if TYPE_CHECKING:
@@ -80,10 +80,23 @@ class StaticModel:
         budget: The most tokens of a batch.
         space: The fingerprint of the vector space.
         normalize: Bring vectors to length 1.
+        too_long: ``fail``: a chunk that is longer is refused.
     """
 
-    def __init__(self, static: Any, length: int | None, budget: int, space: str, *, normalize: bool) -> None:  # noqa: ANN401 - the library's class is not to be imported here
+    def __init__(
+        self,
+        static: Any,  # noqa: ANN401 - the library's class is not to be imported here
+        length: int | None,
+        budget: int,
+        space: str,
+        *,
+        normalize: bool,
+        too_long: str = "truncate",
+    ) -> None:
         self._static = static
+        self._length = length
+        self._too_long = too_long
+        self._cuts = 0
         self._characters = None if length is None else length * static.median_token_length
         self._budget = budget
         self._normalize = normalize
@@ -96,12 +109,17 @@ class StaticModel:
         """Return what the model is."""
         return self._info
 
-    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:  # noqa: ARG002 - a static model embeds a query as it does a document
-        """Return one dense vector a text."""
-        return {VectorKind.DENSE: self._vectors(texts)} if VectorKind.DENSE in kinds else {}
+    def cuts(self) -> int:
+        """Return how many texts were longer than the model sees."""
+        return self._cuts
 
-    def _vectors(self, texts: Sequence[str]) -> DenseVectors:
+    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
+        """Return one dense vector a text. A static model embeds a query as it does a document."""
+        return {VectorKind.DENSE: self._vectors(texts, role)} if VectorKind.DENSE in kinds else {}
+
+    def _vectors(self, texts: Sequence[str], role: Role) -> DenseVectors:
         tokens: list[list[int]] = self._static.tokenize([text[: self._characters] for text in texts])
+        self._look(texts, tokens, role)
         lengths = [len(ids) for ids in tokens]
         vectors = np.empty((len(texts), self._static.dim), dtype=np.float32)
         for batch in plan(lengths, self._budget):
@@ -113,6 +131,25 @@ class StaticModel:
             np.divide(vectors, norms, out=vectors, where=norms > 0)
         vectors[[place for place, length in enumerate(lengths) if not length]] = self._unknown
         return vectors
+
+    def _look(self, texts: Sequence[str], tokens: Sequence[Sequence[int]], role: Role) -> None:
+        """Take note of texts that were cut, or refuse them: one that fills the length to the last token counts too.
+
+        Raises:
+            DocumentError: One is longer than the model sees.
+        """
+        most = self._characters
+        over = [
+            place
+            for place, text in enumerate(texts)
+            if (most is not None and len(text) > most) or len(tokens[place]) == self._length
+        ]
+        if over and self._too_long == "fail" and role is Role.DOCUMENT:
+            raise DocumentError(
+                f"text {over[0]} of {len(texts)} has more tokens than the {self._length} that the model sees: "
+                "cut smaller chunks (the chunker's max_tokens)"
+            )
+        self._cuts += len(over)
 
     def _means(self, tokens: Sequence[Sequence[int]]) -> DenseVectors:
         """Return the mean of each text's rows of the table. No text is empty."""
@@ -161,6 +198,8 @@ def load(options: Mapping[str, object], device: str) -> StaticModel:  # noqa: AR
     space = _folder.fingerprint(
         "dense", folder, dict.fromkeys(Role, ""), {"static": True, "normalize": normalize, "dimension": static.dim}
     )
-    model = StaticModel(static, length, config.batch_tokens or BATCH_TOKENS, space, normalize=normalize)
+    model = StaticModel(
+        static, length, config.batch_tokens or BATCH_TOKENS, space, normalize=normalize, too_long=config.too_long
+    )
     check(model.embed([WARM_UP], Role.DOCUMENT, {VectorKind.DENSE})[VectorKind.DENSE], VectorKind.DENSE, 1, static.dim)
     return model

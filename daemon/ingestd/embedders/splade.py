@@ -66,6 +66,10 @@ class SparseModel:
         """Return what the model is."""
         return self._info
 
+    def cuts(self) -> int:
+        """Return how many texts were longer than the model sees."""
+        return self._forward.cuts
+
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """Return one sparse vector a text. A document's is never empty; see ``_sparse``."""
         return {VectorKind.SPARSE: self._vectors(texts, role)} if VectorKind.SPARSE in kinds else {}
