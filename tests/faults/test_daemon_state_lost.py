@@ -6,6 +6,14 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fixtures.daemon import COLLECTION
+
+from ingestd.milvus.client import import_pymilvus
+from ingestd.milvus.lite import running
+
+import_pymilvus()
+
+from pymilvus import MilvusClient  # noqa: E402 - after the import that keeps it quiet
 
 if TYPE_CHECKING:
     from tests.fixtures.daemon import Workplace
@@ -45,6 +53,23 @@ def test_a_lost_collection_is_written_again(filled: Workplace) -> None:
     shutil.rmtree(filled.milvus)
     totals = filled.once()
     assert FILES == totals["written"] == totals["chunks_embedded"]
+    assert before == filled.rows()
+
+
+def test_a_collection_that_is_dropped_under_the_daemon_is_written_again(filled: Workplace) -> None:
+    """It ends with what a supervisor starts again, whether idle or amid a write, and the next start writes all anew."""
+    before = filled.rows()
+    with filled.daemon() as daemon:
+        daemon.until_ready()
+        daemon.until_settled(FILES)
+        address = running(filled.state / "milvus.json")
+        assert address is not None
+        client = MilvusClient(uri=address, timeout=20)
+        client.drop_collection(COLLECTION, timeout=20)
+        client.close()
+        assert daemon.wait() == 1
+        assert "was dropped" in daemon.log
+    assert filled.once()["written"] == FILES
     assert before == filled.rows()
 
 

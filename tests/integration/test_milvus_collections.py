@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.fixtures.milvus import articles, connected, sample
 
-from ingestd.errors import ConfigError, UnavailableError
+from ingestd.errors import ConfigError, FatalError, UnavailableError
 from ingestd.milvus.client import Config, Connection
 from ingestd.milvus.lite import Lite
 from ingestd.milvus.schema import Index
@@ -84,11 +84,14 @@ def test_a_collection_that_an_old_server_cannot_hold(server_target: Target) -> N
     assert not server_target.connection.call("has_collection", "too_new", doing="asking")
 
 
-def test_a_collection_that_is_gone_is_a_configuration(target: Target) -> None:
-    """Writing to a collection that somebody dropped is no outage and no document's fault."""
+def test_a_collection_that_is_gone_ends_the_process(target: Target) -> None:
+    """Somebody dropped it: no outage, no document's fault, and no configuration's. The next start makes it anew."""
     sink = MilvusSink(target.connection, target.wanted("never_made"))
-    with pytest.raises(ConfigError, match="writing 1 rows to never_made"):
+    with pytest.raises(FatalError, match="writing 1 rows to never_made"):
         sink.upsert([target.row(1)])
+    with pytest.raises(FatalError, match="was dropped"):
+        sink.probe()
+    assert sink.identity() is None
 
 
 @pytest.mark.milvus

@@ -625,3 +625,32 @@ def test_a_drop_box_does_not_go_with_another_source_of_its_files(mover: str, rea
         return
     (told,) = fault(text)
     assert told.startswith("sources.mover: does not go with sources.reader: files of in")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        ('topics = ["a", "b"]', 'topics = ["b", "c"]', "read the same topics"),
+        ('topic_pattern = "docs-.*"', 'topics = ["docs-1"]', "read the same topics"),
+        ('topic_pattern = "docs-.*"', 'topic_pattern = "mail-.*"', "read the same topics"),
+        ('topics = ["a"]', 'topics = ["b"]', None),
+        ('topic_pattern = "docs-.*"', 'topics = ["mail"]', None),
+        ('topics = ["a"]', 'topics = ["a"]\ngroup_id = "other"', None),
+        ('topics = ["a"]', 'topics = ["a"]\nbootstrap_servers = ["elsewhere:9092"]', None),
+        ('topics = ["a"]\ngroup_instance_id = "x"', 'topics = ["b"]\ngroup_instance_id = "x"', "throw each other out"),
+        ('topics = ["a"]\ngroup_instance_id = "x"', 'topics = ["b"]\ngroup_instance_id = "y"', None),
+    ],
+)
+def test_members_of_one_group_do_not_share_topics_within_a_daemon(one: str, other: str, why: str | None) -> None:
+    """Each would get half of the records, and each collection would lack the other's."""
+    both = {"bootstrap_servers": '["localhost:9092"]', "group_id": '"ingestd"'}
+    text = MINIMAL.partition("[sources.")[0]
+    for name, keys in (("one", one), ("other", other)):
+        said = "".join(f"{key} = {value}\n" for key, value in both.items() if key not in keys)
+        text += f'[sources.{name}]\ntype = "kafka"\ncollection = "articles"\n{keys}\n{said}'
+    if why is None:
+        assert {"one", "other"} == config.load(write(text)).sources.keys()
+        return
+    told = fault(text)
+    assert len(told) == 2  # each speaks for itself
+    assert all(why in line for line in told)

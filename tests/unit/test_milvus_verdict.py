@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from ingestd.errors import ConfigError, DocumentError, IngestError, UnavailableError
+from ingestd.errors import ConfigError, DocumentError, FatalError, IngestError, UnavailableError
 from ingestd.milvus.client import Capabilities, import_pymilvus
 from ingestd.milvus.verdict import Mend, Request, TooLargeError, remedy, verdict
 
@@ -67,7 +67,8 @@ def test_a_refusal_is_told_from_a_batch_that_looks_like_an_outage(code: int) -> 
 @pytest.mark.parametrize("code", [100, 105, 200, 700, 800, 1400, 1401])
 def test_a_missing_collection_is_a_configuration(code: int) -> None:
     """What is not there, or not allowed, does not come by waiting."""
-    assert isinstance(verdict(MilvusException(code, "not found"), doing="writing"), ConfigError)
+    found = verdict(MilvusException(code, "not found"), doing="preparing", request=Request.SETUP)
+    assert isinstance(found, ConfigError)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_keys_alone_are_nobodys_fault(code: int) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        MilvusException(100, "collection not found"),
+        MilvusException(700, "index not found"),
         _Rpc(grpc.StatusCode.UNAUTHENTICATED),
         _Rpc(grpc.StatusCode.PERMISSION_DENIED),
         _Rpc(grpc.StatusCode.UNIMPLEMENTED),
@@ -112,6 +113,13 @@ def test_keys_alone_are_nobodys_fault(code: int) -> None:
 def test_keys_alone_meet_a_wrong_set_up(error: Exception) -> None:
     """What a wrong set-up is for any request is one for these too, and what the client itself does not send."""
     assert isinstance(verdict(error, doing="deleting", request=Request.KEYS), ConfigError)
+
+
+@pytest.mark.parametrize("request_kind", [Request.WRITE, Request.KEYS])
+def test_a_collection_that_goes_under_a_running_daemon_is_its_end(request_kind: Request) -> None:
+    """It was there at the start: the set-up is right, what is known of it is void, and another start makes it anew."""
+    found = verdict(MilvusException(100, "collection not found"), doing="writing", request=request_kind)
+    assert isinstance(found, FatalError)
 
 
 def test_a_full_disk_is_no_set_up() -> None:

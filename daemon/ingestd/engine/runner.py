@@ -250,8 +250,9 @@ class Runner:
     def _probe_collection(self, name: str, pipeline: Pipeline) -> None:
         try:
             self._parts.breakers.turn("milvus", lambda: None)
-            pipeline.sink.probe()
             identity = pipeline.sink.identity()
+            if identity == pipeline.identity:
+                pipeline.sink.probe()
         except UnavailableError as error:
             self._parts.breakers.trip(error, name)
             return

@@ -11,7 +11,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING
 
-from ingestd.errors import ConfigError, IngestError
+from ingestd.errors import ConfigError, FatalError, IngestError
 from ingestd.milvus.client import import_pymilvus
 from ingestd.milvus.schema import (
     PROPERTY_ID,
@@ -156,7 +156,7 @@ def identity(connection: Connection, collection: str) -> str | None:
         return None
     try:
         described = connection.call("describe_collection", collection, doing=doing, request=Request.KEYS)
-    except ConfigError:
+    except (ConfigError, FatalError):
         if connection.call("has_collection", collection, doing=doing, request=Request.KEYS):
             raise
         return None  # dropped between the two

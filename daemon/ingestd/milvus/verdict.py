@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingestd.errors import ConfigError, DocumentError, IngestError, UnavailableError
+from ingestd.errors import ConfigError, DocumentError, FatalError, IngestError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,7 @@ _DENIED = frozenset({3, 7, 9, 11, 53})
 _LIMITED = frozenset({4, 8})
 """Too many requests at once, or in a time."""
 _DOWN = frozenset({2, 4, 8, 12, 103, 106, 110, 202, 505, 507, 1002, 1003, 1807, 2200})
+_NO_COLLECTION = 100
 _SET_UP = frozenset({100, 105, 200, 700, 800, 1400, 1401})
 _INPUT = frozenset({6, 1100, 1101, 1102})
 _NOT_LOADED = 101
@@ -137,6 +138,9 @@ def _by_code(seen: _Seen, message: str, request: Request) -> IngestError:
         return UnavailableError(DEPENDENCY, text, wait=SLOWER_WAIT, refused=True)
     if seen.code in _LIMITED:
         return UnavailableError(DEPENDENCY, message, refused=True)
+    if seen.code == _NO_COLLECTION and request in {Request.WRITE, Request.KEYS}:
+        # It was there when the daemon started: what the ledger says of it is void, and the next start makes it anew.
+        return FatalError(f"milvus: {message}: the collection was dropped")
     if seen.code in _SET_UP:
         return ConfigError(f"milvus: {message}")
     if not seen.retriable and seen.code not in _DOWN and _is_input(seen, request):

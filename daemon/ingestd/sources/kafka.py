@@ -147,6 +147,29 @@ class Config(BaseModel):
             return re.match(self.topic_pattern, topic) is not None
         return topic in self.topics
 
+    def clash(self, other: BaseModel) -> str | None:
+        """Return why this source must not run beside another one: as members of one group they share the records.
+
+        Nothing is asked here: a cluster by two names, or two patterns, may be the same or not. Names count as they are
+        written, and patterns as if they met.
+        """
+        if not isinstance(other, Config) or other.group_id != self.group_id:
+            return None
+        if not set(self.bootstrap_servers) & set(other.bootstrap_servers):
+            return None
+        if self.group_instance_id is not None and self.group_instance_id == other.group_instance_id:
+            return (
+                f"both are {self.group_instance_id!r} in the group {self.group_id!r}, and would throw each other out: "
+                "give each a group_instance_id of its own"
+            )
+        both_patterns = self.topic_pattern is not None and other.topic_pattern is not None
+        if both_patterns or any(map(self.reads, other.topics)) or any(map(other.reads, self.topics)):
+            return (
+                f"both are members of the group {self.group_id!r} and read the same topics, so each record would come "
+                "to one of them alone: give each a group_id of its own"
+            )
+        return None
+
     def build(self, name: str, scope: SourceScope) -> KafkaSource:
         """Return the source. Nothing is connected before ``run``."""
         return KafkaSource(name, self, scope)
