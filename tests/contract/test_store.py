@@ -528,6 +528,19 @@ def test_what_is_replayed_is_left_to_the_retry_queue(store: SqliteStore) -> None
     ]
 
 
+def test_a_replayed_letter_that_comes_to_nothing_is_forgotten(store: SqliteStore) -> None:
+    """Its file was away when it was tried again: nothing waits for it any more, so a file that is back is looked at."""
+    store.settle([dead(upsert("a", signature="stat")), written(upsert("b", signature="other"))], FINGERPRINTS)
+    store.requeue([1])
+    (waits,) = store.parked()
+    store.settle([Outcome(again(waits), Verdict.SUPERSEDED)], FINGERPRINTS)
+    store.settle([Outcome(upsert("b", signature="newer"), Verdict.SUPERSEDED)], FINGERPRINTS)
+    assert [(seen.document_id, seen.signature, seen.verdict) for seen in store.seen("inbox")] == [
+        ("b", "other", Verdict.WRITTEN)
+    ]
+    assert list(store.parked()) == []
+
+
 def test_letters_come_oldest_first_and_by_id(store: SqliteStore) -> None:
     """All letters stream in order past their pages, and a choice of them in the same order, each once."""
     store.settle([dead(upsert(f"d{at}")) for at in range(1_100)], FINGERPRINTS)

@@ -612,10 +612,16 @@ def test_the_annotated_configuration_names_every_plug_ins_keys(kind: Any) -> Non
         ('path = "in"\ndone = "done"\ninclude = ["*.pdf"]', 'path = "in"\ninclude = ["*.txt"]', False),
         ('path = "in"\ndone = "done"\ninclude = ["*.pdf"]', 'path = "in"', True),
         ('path = "in"', 'path = "in"', False),
+        ('path = "in"\ndone = "done"\ninclude = ["*.md"]', 'path = "in"\ninclude = ["**/*.md"]', True),
+        ('path = "in"\ndone = "done"\ninclude = ["*.md"]', 'path = "in"\ninclude = ["a*"]', True),
+        ('path = "in"\ndone = "done"\ninclude = ["a*"]', 'path = "in"\nexclude = ["a*"]', False),
+        ('path = "in"\ndone = "done"', 'path = "link"', True),
     ],
 )
 def test_a_drop_box_does_not_go_with_another_source_of_its_files(mover: str, reader: str, *, clashes: bool) -> None:
     """What it moves away would be deleted from the other's collection, whole folders of it."""
+    Path("in").mkdir()
+    Path("link").symlink_to("in")
     text = MINIMAL.partition("[sources.")[0] + "".join(
         f'[sources.{name}]\ntype = "folder"\ncollection = "articles"\n{keys}\n'
         for name, keys in (("mover", mover), ("reader", reader))
@@ -625,6 +631,31 @@ def test_a_drop_box_does_not_go_with_another_source_of_its_files(mover: str, rea
         return
     (told,) = fault(text)
     assert told.startswith("sources.mover: does not go with sources.reader: files of in")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clashes"),
+    [
+        ('done = "kept"', 'done = "kept"', True),
+        ('done = "kept"', 'done = "./kept"', True),
+        ('done = "kept"', 'done = "link"', True),
+        ('done = "kept"', 'failed = "kept"', True),
+        ('done = "kept"', 'done = "elsewhere"', False),
+        ('failed = "kept"', 'failed = "kept"', False),  # what lies beside a failed file says whose it is
+    ],
+)
+def test_done_is_one_sources_alone(one: str, other: str, *, clashes: bool) -> None:
+    """A file that is put back for a repair would be the other's, and its text in the wrong document."""
+    Path("kept").mkdir()
+    Path("link").symlink_to("kept")
+    text = MINIMAL.partition("[sources.")[0] + "".join(
+        f'[sources.{name}]\ntype = "folder"\npath = "{name}"\ncollection = "articles"\n{keys}\n'
+        for name, keys in (("one", one), ("other", other))
+    )
+    if not clashes:
+        assert {"one", "other"} == config.load(write(text)).sources.keys()
+        return
+    assert all("nothing says whose they are" in line for line in fault(text))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -228,6 +229,30 @@ def test_of_two_sources_with_one_shelf_each_gets_its_own_file_back(tmp_path: Pat
     assert shelves["t"].put_back(b"a", "t/a", 100)
     assert (tmp_path / "t" / "a").read_text() == "of t"
     assert not [path for path in (tmp_path / "failed").iterdir() if path.suffix != ".json"]
+
+
+def test_of_a_shelf_that_is_cleaned_by_age_the_latest_comes_back(tmp_path: Path) -> None:
+    """The first numbers are gone, and were given again: the greatest number is not the latest file."""
+    (tmp_path / "s").mkdir()
+    tree = Tree(os.fsencode(tmp_path / "s"), Globs(["**/*"], []), True, False)
+    shelf = Shelf(os.fsencode(tmp_path / "done"), tree, "s")
+
+    def put(text: str) -> None:
+        time.sleep(0.02)  # the clock of a file system ticks a hundred times a second
+        (tmp_path / "s" / "r.1.txt").write_text(text)
+        found = tree.look(b"r.1.txt")
+        assert found is not None
+        shelf.put(b"r.1.txt", found.signature, None)
+
+    put("first")
+    put("second")
+    (tmp_path / "done" / "r.1.txt").unlink()
+    put("third")
+    (tmp_path / "done" / "r.1.2.md").write_text("another's")
+    (tmp_path / "done" / "r.1.07.txt").write_text("another's")
+    assert {path.name for path in (tmp_path / "done").iterdir()} >= {"r.1.txt", "r.1.1.txt"}
+    assert shelf.put_back(b"r.1.txt", "s/r.1.txt", 100)
+    assert (tmp_path / "s" / "r.1.txt").read_text() == "third"
 
 
 @pytest.mark.parametrize("how", ["moved", "copied", "linked"])

@@ -228,6 +228,9 @@ class Moves:
         if self._clock.monotonic() < until:
             self._put_off(document, why)
             return False
+        if escape(shelf.root) in self.faults and (fault := shelf.fault(make=True)) is not None:
+            self._put_off(document, fault)  # what lies there would be documents again, and again
+            return False
         try:
             reason = self._reason(document, path) if shelf is self.shelves.failed else None
             where = shelf.put(path, file.signature, reason, alive)

@@ -134,7 +134,7 @@ class Shelf:
         above, _, name = path.rpartition(b"/")
         try:
             with self._directory(above, make=False) as directory:
-                put = _last_of_document(directory, name, document)
+                put = _latest_of_document(directory, name, document)
                 file = None if put is None else _stat(directory, put)
                 if put is None or file is None:
                     return False
@@ -311,6 +311,10 @@ def leads_back(shelf: bytes, tree: Tree, root: bytes) -> bool:
     return shelf.startswith(within) and tree.enters(shelf[len(within) :])
 
 
+_LONGEST_NUMBER = 10
+"""Digits; a shelf with more files of one name is none."""
+
+
 def numbered(name: bytes, number: int) -> bytes:
     """Return a file's name with a number before its extension; 0: the name itself."""
     if number == 0:
@@ -405,6 +409,35 @@ def _last_of_document(directory: int, name: bytes, document: str) -> bytes | Non
                 return put
             without = put if said is None and without is None else without
     return without
+
+
+def _latest_of_document(directory: int, name: bytes, document: str) -> bytes | None:
+    """Return the same as ``_last_of_document``, by the times at which files were moved here, and not by their numbers.
+
+    A shelf that is cleaned by age loses its first numbers, and they are given again. Looking at all names takes its
+    time, and is for what is rare.
+    """
+    found = []
+    for put in map(os.fsencode, os.listdir(directory)):
+        number = _number_of(name, put)
+        file = None if number is None else _stat(directory, put)
+        if number is not None and file is not None and stat.S_ISREG(file.st_mode):
+            found.append((file.st_ctime_ns, number, put))
+    without = None
+    for _, _, at in sorted(found, reverse=True):
+        said = _reason_of(directory, at)
+        if said == document:
+            return at
+        without = at if said is None and without is None else without
+    return without
+
+
+def _number_of(name: bytes, put: bytes) -> int | None:
+    """Return with which number ``numbered`` makes one name of another; None: with none."""
+    if put == name:
+        return 0
+    said = [part for part in put.split(b".")[-2:] if part.isdigit()]  # an extension may be a number too
+    return next((int(part) for part in said if len(part) < _LONGEST_NUMBER and numbered(name, int(part)) == put), None)
 
 
 def _is_there(directory: int, name: bytes) -> bool:

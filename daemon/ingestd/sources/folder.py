@@ -15,6 +15,7 @@ system would hold it for seconds, and settle with it.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
 from typing import TYPE_CHECKING, Literal
@@ -136,30 +137,48 @@ class Config(BaseModel):
         return Tree(_absolute(self.path), globs, self.recursive, self.follow_symlinks)
 
     def clash(self, other: BaseModel) -> str | None:
-        """Return why this source must not run beside another one: files that it moves away are gone for the other.
+        """Return why this source must not run beside another one.
 
-        Two that look for different files in one folder go together, as far as their globs tell.
+        Files that it moves away are gone for another that reads them. Two that read files of different extensions go
+        together, and so does one that excludes what the other reads; of other globs it cannot be told. In ``done``
+        nothing says whose a file is, so it is one source's alone.
         """
-        if not isinstance(other, Config) or (self.done is None and self.failed is None):
+        if not isinstance(other, Config):
             return None
-        if not {*self.include, *other.include} & {"**/*", "*", *({*self.include} & {*other.include})}:
-            return None
-        mine, theirs = self.tree(), other.tree()
-        if mine.root != theirs.root and not _holds(mine, theirs.root) and not _holds(theirs, mine.root):
+        theirs = [os.path.realpath(_absolute(folder)) for folder in (other.done, other.failed) if folder is not None]
+        if self.done is not None and os.path.realpath(_absolute(self.done)) in theirs:
+            return f"both move files to {self.done}, where nothing says whose they are: give each a folder of its own"
+        if (self.done is None and self.failed is None) or not self._meets(other):
             return None
         return (
             f"files of {self.path} are moved to done or failed when they are at an end, and the source of {other.path} "
             "takes them for deleted then: give one of them another folder, or other files (include, exclude)"
         )
 
+    def _meets(self, other: Config) -> bool:
+        """Return whether another source may read files that this one reads."""
+        mine, theirs = _extensions(self.include), _extensions(other.include)
+        apart = mine is not None and theirs is not None and not mine & theirs
+        if apart or set(self.include) <= set(other.exclude) or set(other.include) <= set(self.exclude):
+            return False
+        one, another = self.tree(), other.tree()
+        roots = os.path.realpath(one.root), os.path.realpath(another.root)
+        return roots[0] == roots[1] or _holds(one, roots[0], roots[1]) or _holds(another, roots[1], roots[0])
+
     def build(self, name: str, scope: SourceScope) -> FolderSource:
         """Return the source. Nothing is read before ``run``."""
         return FolderSource(name, self, scope)
 
 
-def _holds(tree: Tree, folder: bytes) -> bool:
-    """Return whether a folder lies in a watched one, where its files are documents."""
-    within = tree.root.rstrip(b"/") + b"/"
+def _extensions(globs: Sequence[str]) -> set[str] | None:
+    """Return the extensions that globs ask for; None: they ask for something else too."""
+    found = [re.fullmatch(r"(?:\*\*/)?\*(\.[\w.-]+)", glob) for glob in globs]
+    return None if None in found else {match[1] for match in found if match is not None}
+
+
+def _holds(tree: Tree, root: bytes, folder: bytes) -> bool:
+    """Return whether a folder lies in a watched one, where its files are documents; both without symlinks."""
+    within = root.rstrip(b"/") + b"/"
     return folder.startswith(within) and tree.enters(folder[len(within) :])
 
 

@@ -40,6 +40,13 @@ def settle(connection: sqlite3.Connection, outcome: Outcome, fingerprints: Finge
             (event.source, event.key.document_id, event.key.collection),
         )
         return
+    if outcome.verdict is Verdict.SUPERSEDED:
+        # The retry queue has nothing more of it: left so, a file that is there all the same would never be looked at.
+        connection.execute(
+            "DELETE FROM seens WHERE source = ? AND document_id = ? AND collection = ? AND verdict = ?",
+            (event.source, event.key.document_id, event.key.collection, Verdict.RETRYING.value),
+        )
+        return
     signature = signature_of(outcome)
     if outcome.verdict not in _LOOKED_AT or signature is None:
         return

@@ -18,7 +18,7 @@ from tests.integration.folder.conftest import FAILED
 
 from ingestd.errors import UnavailableError
 from ingestd.model import DeadLetter, DocumentKey, Op, Verdict
-from ingestd.sources import _transfer
+from ingestd.sources import _moves, _transfer
 from ingestd.sources.folder import Config
 
 if TYPE_CHECKING:
@@ -613,8 +613,12 @@ def test_a_shelf_within_the_folder_that_is_no_part_of_it(rig: Rig, settings: dic
     assert rig.engine.events == []
 
 
-def test_a_shelf_that_leads_back_by_a_symlink_takes_nothing(rig: Rig) -> None:
-    """What the configuration cannot show: files would be moved deeper and deeper."""
+@pytest.mark.parametrize("pause", [0.0, _moves.FIRST_SECONDS])
+def test_a_shelf_that_leads_back_by_a_symlink_takes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    """What the configuration cannot show: files would be moved deeper and deeper. However long it has been so."""
+    monkeypatch.setattr(_moves, "FIRST_SECONDS", pause)
     (rig.root / "deep").mkdir()
     done = rig.root.parent / "done"
     done.symlink_to(rig.root / "deep")
