@@ -231,6 +231,9 @@ def daemon(
             name: measured(settings, embedder, metrics.embedding, spending)
             for name, embedder in build_embedders(settings, pool).items()
         }
+        for embedder in embedders.values():
+            stack.callback(embedder.close)
+            start.on_leave(embedder.close)
         breakers = _breakers(metrics)
         start.on_leave(breakers.stop)
         infos = {}

@@ -346,8 +346,11 @@ def build_embedders(settings: Settings, pool: Pool) -> dict[str, Embedder]:
 @contextmanager
 def models(settings: Settings) -> Iterator[dict[str, Embedder]]:
     """Make the embedders that a collection uses, on workers of their own."""
-    with device_pool(settings) as pool:
-        yield build_embedders(settings, pool)
+    with device_pool(settings) as pool, ExitStack() as stack:
+        embedders = build_embedders(settings, pool)
+        for embedder in embedders.values():
+            stack.callback(embedder.close)
+        yield embedders
 
 
 def extraction_of(settings: Settings) -> IsolatedExtraction:

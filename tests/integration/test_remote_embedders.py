@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import importlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from tests.fixtures.daemon import wait_for
 from tests.fixtures.provider import DIALECTS, DIMENSION, SHA, Answer, Provider, provider
 
 from ingestd.embedders import _remote
@@ -233,7 +237,7 @@ def test_a_refused_key_is_a_fault_of_the_configuration_at_the_start_and_an_outag
     server.fault = lambda _asked: Answer(status, {"message": f"the key {server.key} is not known"})
     with pytest.raises(UnavailableError) as later:
         dense(embedder, TEXTS)
-    assert later.value.refused
+    assert not later.value.refused  # a probe tells: to what stands before a provider one text may look like an attack
     with pytest.raises(ConfigError) as first:
         built("cohere", server).info()
     for said in (str(first.value), str(later.value)):
@@ -397,6 +401,162 @@ def test_a_provider_that_goes_on_refusing_is_an_outage(
     assert caught.value.refused
     assert caught.value.wait is not None
     assert (len(server.asked), caught.value.wait > 500) == ((1, True) if headers else (_remote.TRIES, False))
+
+
+def test_an_outage_beside_a_refusal_leaves_nobody_waiting(server: Provider) -> None:
+    """One request of a call is refused for now while another finds the provider down: later calls get their turns."""
+    down, embedder = threading.Event(), built("cohere", server, batch_texts=1, concurrency=2)
+    embedder.info()
+
+    def overload(asked: Asked) -> Answer:
+        if asked.payload["texts"] == ["first"]:
+            down.wait(10)
+            time.sleep(0.3)  # until the call has ended with the other's answer
+            return Answer(429, {"message": "slow down"})
+        down.set()
+        return Answer(503, {"message": "overloaded"})
+
+    server.fault = overload
+    with pytest.raises(UnavailableError, match="overloaded"):
+        dense(embedder, ["first", "second"])
+    wait_for(lambda: len(server.asked) >= 3, "both were answered")
+    server.fault = lambda _asked: None
+    began = time.monotonic()
+    assert dense(embedder, ["later"]).shape == (1, DIMENSION)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("status", "raised"), [(429, None), (403, UnavailableError)])
+def test_whatever_comes_while_a_bad_text_is_judged_is_no_end(
+    server: Provider, status: int, raised: type[Exception] | None
+) -> None:
+    """The plain sentence that a refused text is held against may be refused itself: for now, or for good."""
+    probes = 0
+
+    def refuse(asked: Asked) -> Answer | None:
+        nonlocal probes
+        if asked.payload["texts"] == [BAD]:
+            return Answer(400, {"message": "invalid text"})
+        if asked.payload["texts"] == [_remote.PROBE]:
+            probes += 1
+            return Answer(status, {"message": "not now"}) if probes == 1 else None
+        return None
+
+    embedder = built("cohere", server)
+    embedder.info()
+    server.fault = refuse
+    with pytest.raises(raised or DocumentError, match="not now" if raised else "invalid text"):
+        dense(embedder, [BAD])
+    assert probes == (1 if raised else 2)
+
+
+def test_a_request_that_is_too_large_for_a_minute_is_halved() -> None:
+    """OpenAI says so with 429, and would say it for ever."""
+
+    def limit(asked: Asked) -> Answer | None:
+        said = {"error": {"message": "Request too large on tokens per min (TPM): Limit 100, Requested 260"}}
+        return Answer(429, said) if len(asked.payload["input"]) > 5 else None
+
+    with provider("openai") as server:
+        embedder = built("openai", server)
+        embedder.info()
+        server.fault = limit
+        np.testing.assert_allclose(server.vectors(TEXTS), dense(embedder, TEXTS), atol=1e-6)
+    with provider("openai") as server:
+        embedder = built("openai", server, tokens_per_minute=60)
+        batches = list(embedder._batches(TEXTS, Role.DOCUMENT))
+        assert len(batches) > 1
+
+
+def test_what_is_answered_after_an_error_is_kept(server: Provider) -> None:
+    """Four requests are in flight when the first fails: the other three are paid for, and not asked again."""
+    failed, embedder = threading.Event(), built("cohere", server, batch_texts=1)
+    embedder.info()
+    meeting = threading.Barrier(4, timeout=20)
+
+    def fail_first(asked: Asked) -> Answer | None:
+        meeting.wait()
+        if asked.payload["texts"] == ["a"]:
+            failed.set()
+            return Answer(500, {"message": "on fire"})
+        failed.wait(20)
+        time.sleep(0.3)
+        return None
+
+    server.fault = fail_first
+    with pytest.raises(UnavailableError, match="on fire"):
+        dense(embedder, ["a", "b", "c", "d"])
+    wait_for(lambda: len(embedder._kept._vectors) == 3, "the others were kept")
+    server.fault = lambda _asked: None
+    asked = len(server.asked)
+    assert dense(embedder, ["a", "b", "c", "d"]).shape == (4, DIMENSION)
+    assert len(server.asked) == asked + 1
+
+
+def test_requests_in_flight_are_bounded_over_all_calls(server: Provider) -> None:
+    """Several pipelines share an embedder, and its provider."""
+    now = most = 0
+
+    def note(_asked: Asked) -> None:
+        nonlocal now, most
+        with server.lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with server.lock:
+            now -= 1
+
+    embedder = built("cohere", server, batch_texts=1, concurrency=2)
+    embedder.info()
+    server.fault = note
+    with ThreadPoolExecutor(4) as callers:
+        for made in callers.map(lambda at: dense(embedder, [f"{at} {number}" for number in range(5)]), range(4)):
+            assert made.shape == (5, DIMENSION)
+    assert most == 2
+
+
+@pytest.mark.parametrize("key", ["sk-good\n", "  sk-good "])
+def test_white_space_around_a_key_is_none_of_it(server: Provider, key: str) -> None:
+    """Secrets that were made with echo end with a line end."""
+    assert dense(built("cohere", server, api_key=key), ["a"]).shape == (1, DIMENSION)
+
+
+def test_a_key_that_no_header_carries_is_refused_without_being_shown(server: Provider) -> None:
+    """At the configuration, not in a traceback of an HTTP library."""
+    with pytest.raises(ValidationError) as caught:
+        configured("cohere", server, api_key="sk-sécret")
+    assert "no header can carry" in str(caught.value)
+    assert "sk-s" not in str(caught.value)
+
+
+def test_an_empty_sparse_query_meets_nothing() -> None:
+    """A document's empty vector is marked, so that it can be stored; a query's is not: it would meet all of those."""
+    with provider("tei-sparse") as server:
+        embedder = built("tei-sparse", server)
+        embedder.info()
+        server.fault = lambda asked: Answer(body=[[] for _ in asked.payload["inputs"]])
+        kinds = {VectorKind.SPARSE}
+        document = embedder.embed(["?"], Role.DOCUMENT, kinds)[VectorKind.SPARSE]
+        query = embedder.embed(["?"], Role.QUERY, kinds)[VectorKind.SPARSE]
+    assert isinstance(document, SparseVectors)
+    assert isinstance(query, SparseVectors)
+    assert (len(document.indices), len(query.indices)) == (1, 0)
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_is_used_as_other_clients_use_it(
+    server: Provider, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """With or without a scheme, and its password decoded."""
+    where = server.root.removeprefix("http://")
+    monkeypatch.setenv("http_proxy", f"{scheme}us%40er:p%40w@{where}")
+    monkeypatch.setenv("no_proxy", "")
+    config = configured("cohere", server, base_url="http://api.example.org")
+    with pytest.raises(ConfigError):  # what it is asked for there is no path of this server's
+        config.build("far", None).info()  # type: ignore[attr-defined]
+    (asked,) = server.asked
+    assert asked.path == "http://api.example.org/v2/embed"
+    assert asked.header("proxy-authorization") == f"Basic {base64.b64encode(b'us@er:p@w').decode()}"
 
 
 def test_a_spent_quota_is_asked_once() -> None:

@@ -146,12 +146,16 @@ def test_rests_grow_where_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}, 90.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30.5s"}, 30.5),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}, 0.12),
         ({"x-ratelimit-remaining-tokens": "99", "x-ratelimit-reset-tokens": "6.5"}, 6.5),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "7"}, 7.0),
         ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "1m30s"}, 0.0),
         ({"x-ratelimit-remaining-tokens": "100", "x-ratelimit-reset-tokens": "6s"}, 0.0),
+        (
+            {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "60000"},
+            60.0,
+        ),  # milliseconds, by a server of its own mind
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1795000000"}, 0.0),  # a point in time, not a span
         ({"x-ratelimit-remaining": "many", "x-ratelimit-reset": "soon"}, 0.0),
     ],

@@ -179,6 +179,26 @@ def test_one_model_is_asked_once_for_all_its_fields(tmp_path: Path) -> None:
         assert sparse.indices.tolist() == [len(row.text)]
 
 
+def test_what_one_model_made_is_not_asked_for_again_when_another_fails(tmp_path: Path) -> None:
+    """A row that the second cannot embed is found by halving; the first may be paid for, and is asked once for each."""
+    first, second = StubEmbedder("first"), StubEmbedder("second")
+    second.errors["b1"] = DocumentError("no such token")
+    fields = [VectorField(one.name, VectorKind.DENSE, one, DIMENSION) for one in (first, second)]
+    stage = Embed(fields, window=16, patience=Breakers(backoff=QUICK).patience(COLLECTION, lambda: None))
+    with open_store(tmp_path / "state") as store:
+        batch = documents(Assembly(store, MemorySink()), a=names("a", 4), b=names("b", 4), c=names("c", 4))
+        results = list(stage.process(batch))
+    assert sorted(text for call in first.calls for text in call) == sorted(
+        [*names("a", 4), *names("b", 4), *names("c", 4)]
+    )
+    whole = [one for one in results if isinstance(one, Embedded)]
+    assert [one.event.key.document_id for one in whole] == ["a", "c"]
+    for window in whole:
+        for row in window.rows:
+            assert row.vectors.keys() == {"first", "second"}
+            assert np.array_equal(np.asarray(row.vectors["first"]), dense_vector(row.text))
+
+
 def test_vectors_that_nobody_may_write_are_not_made(stages: Assembly) -> None:
     """A document whose lease has ended meanwhile is returned unread by the model; the others of the batch go on."""
     gone, here = documents(stages, a=["one", "two"], b=["three"])

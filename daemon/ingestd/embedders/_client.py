@@ -15,7 +15,7 @@ import json
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -153,6 +153,9 @@ class Client:
         status, said = response.status, self._shown(content)
         message = f"{self.host} answers {status}: {said}"
         if status == _TOO_MANY:
+            if "too large" in said.lower():
+                # OpenAI's answer to a request that is larger than a minute's tokens: no pace would let it pass.
+                return RefusedTexts(message)
             if _code(content) in _SPENT:
                 return UnavailableError(self.dependency, message, wait=retry_after(response), refused=True)
             return TooFast(message, retry_after(response))
@@ -160,8 +163,7 @@ class Client:
             return RefusedTexts(message)
         if status in _ABOUT_US:
             return Unfit(f"{message}; look at api_key, model and base_url")
-        refused = response.headers.get("Retry-After") is not None
-        return UnavailableError(self.dependency, message, wait=retry_after(response), refused=refused)
+        return UnavailableError(self.dependency, message, wait=retry_after(response))
 
     def _down(self, why: str) -> UnavailableError:
         return UnavailableError(self.dependency, f"{self.host}: {why}")
@@ -191,10 +193,16 @@ def _pool(base: str, timeout: float, connections: int, ca_file: Path | None) -> 
     parts = urlsplit(base)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.netloc.rpartition("@")[2]):
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
         user = urlsplit(proxy)
         if user.username:
-            wishes["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=f"{user.username}:{user.password or ''}")
-        return urllib3.ProxyManager(proxy, **wishes)
+            said = f"{unquote(user.username)}:{unquote(user.password or '')}"
+            wishes["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=said)
+        try:
+            return urllib3.ProxyManager(proxy, **wishes)
+        except urllib3.exceptions.ProxySchemeUnknown as error:
+            variable = f"{parts.scheme}_proxy"
+            raise ConfigError(f"base_url: the proxy in ${variable} cannot be used: {error}") from error
     return urllib3.PoolManager(**wishes)
 
 

@@ -118,7 +118,8 @@ class Pace:
             for kind in _KINDS:
                 left, renewed = _said(headers, kind)
                 if left is not None and renewed is not None:
-                    self._left[kind], self._renewed[kind] = left, now + renewed
+                    # Whatever it says, in whatever unit: we ask again within a minute, and are told more.
+                    self._left[kind], self._renewed[kind] = left, now + min(renewed, LONGEST_REST)
 
     def refused(self, wait: float | None) -> float:
         """Take note of a refusal: the request will ask for its turn ``again``, or is given up.

@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from ingestd.devices.check import BadVectorsError, check
+from ingestd.devices.check import LARGEST_INDEX, BadVectorsError, check
 from ingestd.embedders import _folder
 from ingestd.embedders._client import Client, RefusedTexts, TooFast, Unfit
 from ingestd.embedders._location import locate
 from ingestd.embedders._pace import Pace
+from ingestd.embedders._sparse import mark_empty
 from ingestd.embedders._tokenizer import FileTokenizer, PieceTokenizer
 from ingestd.errors import ConfigError, DocumentError, Stopped, UnavailableError
 from ingestd.model import ModelInfo, Role, SparseVector, SparseVectors, VectorKind, canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from numpy.typing import NDArray
@@ -52,7 +53,7 @@ KEPT_BYTES = 64 * 1024 * 1024
 class RemoteConfig(BaseModel):
     """The options of every model behind a provider's API."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # a key may be among it
 
     outputs: ClassVar[tuple[str, ...]] = ("dense",)
     inputs: ClassVar[int] = 100
@@ -103,6 +104,16 @@ class RemoteConfig(BaseModel):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        key = value.get_secret_value().strip()  # whoever writes a file with echo ends it with a line end
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("has characters that no header can carry")  # without the key: this is shown
+        return SecretStr(key)
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -209,11 +220,22 @@ class _Call:
         role: The texts'.
         batches: What is to be asked.
         until: When its time is over.
+        give_up: Called for each refused request that will not be asked again.
+        keep: Takes what is found when the call is over: it was paid for.
     """
 
-    def __init__(self, role: Role, batches: Sequence[Sequence[str]], until: float) -> None:
+    def __init__(
+        self,
+        role: Role,
+        batches: Sequence[Sequence[str]],
+        until: float,
+        give_up: Callable[[], None],
+        keep: Callable[[dict[tuple[Role, str], Vector | _Fault]], None],
+    ) -> None:
         self.role = role
         self.until = until
+        self._give_up = give_up
+        self._keep = keep
         self.found: dict[tuple[Role, str], Vector | _Fault] = {}
         self.error: BaseException | None = None
         self.sound: bool | None = None
@@ -233,18 +255,31 @@ class _Call:
 
     def settle(self, found: Mapping[str, Vector | _Fault], more: Sequence[_Batch] = ()) -> None:
         """Note what became of a batch, and what of it is to be asked again, before all else."""
+        known = {(self.role, text): vector for text, vector in found.items()}
         with self._changed:
-            self.found.update({(self.role, text): vector for text, vector in found.items()})
-            self._batches.extendleft(reversed(more))
             self._under_way -= 1
+            if self.error is None:
+                self.found.update(known)
+                self._batches.extendleft(reversed(more))
+                more = ()
             self._changed.notify_all()
+        if self.error is not None:
+            self._keep(known)
+            self._drop(more)
 
     def fail(self, error: BaseException) -> None:
         """End the call; the first error counts."""
         with self._changed:
             self.error = self.error or error
             self._under_way -= 1
+            left, self._batches = self._batches, deque()
             self._changed.notify_all()
+        self._drop(left)
+
+    def _drop(self, batches: Iterable[_Batch]) -> None:
+        for batch in batches:
+            if batch.refusals:
+                self._give_up()
 
     def over(self, seconds: float) -> bool:
         """Wait; return whether everything was asked, or it failed."""
@@ -319,6 +354,7 @@ class RemoteEmbedder:
         self._kept = _Kept()
         self._counting = config.tokenizer()
         self._closed = threading.Event()
+        self._places = threading.BoundedSemaphore(config.concurrency)
         self._loading = threading.Lock()
         self._counts = threading.Lock()
         self._info: ModelInfo | None = None
@@ -379,6 +415,10 @@ class RemoteEmbedder:
         try:
             vector = self._ask([PROBE], Role.DOCUMENT, {})[Role.DOCUMENT, PROBE]
             space = self._wire.space(self._client)
+        except TooFast as error:
+            raise UnavailableError(self._client.dependency, str(error), wait=error.wait, refused=True) from error
+        except RefusedTexts as error:
+            raise ConfigError(f"{self._client.host} does not say what it runs: {error}") from error
         except UnavailableError:
             # A model of a known dimension need not be there: the daemon starts, and holds what comes for it.
             if dimension is None or not self._wire.known:
@@ -439,7 +479,7 @@ class RemoteEmbedder:
         if not texts:
             return {}
         batches = list(self._batches(texts, role))
-        call = _Call(role, batches, self._clock() + LONGEST)
+        call = _Call(role, batches, self._clock() + LONGEST, self._pace.give_up, self._kept.put)
         for _ in range(min(self._config.concurrency, len(batches))):
             # Not of a pool: such threads are waited for at the end of the process, for as long as an answer may take.
             threading.Thread(target=self._work, args=(call,), name=f"provider-{self.name}", daemon=True).start()
@@ -455,6 +495,8 @@ class RemoteEmbedder:
         """Yield the texts of each request."""
         most = self._config.batch_texts or self._config.inputs
         room = self._config.batch_tokens or self._config.tokens
+        if self._config.tokens_per_minute is not None:
+            room = min(room, int(self._config.tokens_per_minute))  # a request of more would never pass
         prompt = self._counting.count(self._config.prompt(role))
         batch: list[str] = []
         tokens = 0
@@ -485,22 +527,31 @@ class RemoteEmbedder:
         """
         texts = batch.texts
         try:
-            return self._exchange(call, batch)
+            return self._asked(call, batch)
         except TooFast as error:
             rest = self._pace.refused(error.wait)
             if batch.refusals + 1 < TRIES and self._clock() + rest < call.until:
                 return {}, [_Batch(texts, batch.refusals + 1)]
             self._pace.give_up()
             raise UnavailableError(self._client.dependency, str(error), wait=rest, refused=True) from error
-        except RefusedTexts as error:
-            if len(texts) > 1:
-                middle = len(texts) // 2
-                return {}, [_Batch(texts[:middle]), _Batch(texts[middle:])]
-            return self._alone(call, texts[0], error), []
         except Unfit as error:
             if self._info is None:
                 raise
-            raise UnavailableError(self._client.dependency, str(error), refused=True) from error
+            # Not as refused: what stands before a provider may answer so to one text, and pass a plain sentence.
+            raise UnavailableError(self._client.dependency, str(error)) from error
+
+    def _asked(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+        """Ask; what is refused for its texts is halved, and judged when it is one."""
+        texts = batch.texts
+        try:
+            return self._exchange(call, batch)
+        except RefusedTexts as error:
+            refused = error
+        if len(texts) > 1:
+            middle = len(texts) // 2
+            return {}, [_Batch(texts[:middle]), _Batch(texts[middle:])]
+        # Behind the handler: this asks again, and what comes of that is the caller's to translate.
+        return self._alone(call, texts[0], refused), []
 
     def _exchange(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
         """Ask once. Texts whose vectors are no good are asked for again, alone."""
@@ -508,7 +559,8 @@ class RemoteEmbedder:
         request = self._wire.request([self._config.prompt(call.role) + text for text in texts], call.role)
         tokens = sum(map(self._counting.count, texts))
         self._await_turn(call, tokens, again=batch.refusals > 0)
-        answer, headers = self._client.post(request.path, request.payload)
+        with self._in_flight(call):
+            answer, headers = self._client.post(request.path, request.payload)
         self._pace.answered(headers)
         try:
             vectors = self._wire.vectors(answer, len(texts))
@@ -518,11 +570,24 @@ class RemoteEmbedder:
             raise UnavailableError(self._client.dependency, said) from error
         with self._counts:
             self.tokens_used += tokens if counted is None else counted
+        if isinstance(vectors, SparseVectors) and call.role is Role.DOCUMENT:
+            vectors = mark_empty(vectors, LARGEST_INDEX)
         faults = self._faults(vectors, len(texts), call.role)
         if faults and len(texts) == 1:
             raise RefusedTexts(f"the provider's vector {faults[0]}")
         good = {text: vectors[at] for at, text in enumerate(texts) if at not in faults}
         return good, [_Batch([texts[at]]) for at in faults]
+
+    @contextlib.contextmanager
+    def _in_flight(self, call: _Call) -> Iterator[None]:
+        """Be one of so many requests that are in flight, whoever's calls they are of."""
+        while not self._places.acquire(timeout=0.1):
+            if self._closed.is_set() or call.error is not None:
+                raise Stopped
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _faults(self, vectors: Vectors, count: int, role: Role) -> Mapping[int, str]:
         """Return what is wrong with the vector of which text.

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ingestd.devices.check import LARGEST_INDEX
 from ingestd.embedders._listed import stacked
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder, Request
-from ingestd.embedders._sparse import mark_empty
 from ingestd.errors import ConfigError
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind
 
@@ -76,7 +74,7 @@ class Tei:
         del count
         if self.kind is VectorKind.DENSE:
             return stacked(answer)
-        return mark_empty(SparseVectors.of([_sparse(row) for row in answer]), LARGEST_INDEX)
+        return SparseVectors.of([_sparse(row) for row in answer])
 
     def tokens(self, answer: Any) -> int | None:  # noqa: ANN401 - JSON
         """Return None: the server does not say."""

@@ -8,7 +8,7 @@ is checked before it goes on. A row that a model cannot embed is found by halvin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ingestd.devices.check import check
 from ingestd.model import Abandoned, Embedded, Outcome, Role, Stage, Verdict
@@ -52,6 +52,10 @@ class _Piece(NamedTuple):
     row: Row
 
 
+_Made: TypeAlias = "dict[tuple[str, int], dict[str, DenseVector | SparseVector]]"
+"""By embedder and row (the object): the vectors by field."""
+
+
 class Embed:
     """The third stage.
 
@@ -87,7 +91,8 @@ class Embed:
                 yield from self._embed(run)
 
     def _embed(self, run: Sequence[_Piece]) -> Iterator[Embedded | Abandoned | Outcome]:
-        for pieces, result in isolate(run, self._vectors):
+        made: _Made = {}
+        for pieces, result in isolate(run, lambda some: self._vectors(some, made)):
             if isinstance(result, Exception):
                 document = pieces[0].document
                 event, content = document.chunked.event, document.chunked.extracted.content
@@ -107,20 +112,32 @@ class Embed:
         document.sent += len(rows)
         return Embedded(document.chunked, rows, first=first, last=document.sent == len(document.chunked.new))
 
-    def _vectors(self, pieces: Sequence[_Piece]) -> list[dict[str, DenseVector | SparseVector]]:
+    def _vectors(self, pieces: Sequence[_Piece], made: _Made) -> list[dict[str, DenseVector | SparseVector]]:
         """Return each row's vectors by field, checked.
+
+        Args:
+            pieces: The rows.
+            made: What one embedder made of rows that another fails on: they come again in halves, and it is not asked
+                again, for it may be paid.
 
         Raises:
             DocumentError: One of the rows cannot be embedded.
             Suspect: The rows look like an outage.
         """
-        texts = [piece.row.text for piece in pieces]
-        vectors: list[dict[str, DenseVector | SparseVector]] = [{} for _ in texts]
-        for fields in self._by_embedder.values():
-            for vector_field, block in self._ask(fields, texts).items():
-                for at in range(len(texts)):
-                    vectors[at][vector_field] = block[at]
-        return vectors
+        for name, fields in self._by_embedder.items():
+            missing = [piece.row for piece in pieces if (name, id(piece.row)) not in made]
+            if missing:
+                blocks = self._ask(fields, [row.text for row in missing])
+                for at, row in enumerate(missing):
+                    made[name, id(row)] = {vector_field: block[at] for vector_field, block in blocks.items()}
+        return [
+            {
+                vector_field: vector
+                for name in self._by_embedder
+                for vector_field, vector in made[name, id(piece.row)].items()
+            }
+            for piece in pieces
+        ]
 
     def _ask(self, fields: Sequence[VectorField], texts: Sequence[str]) -> Mapping[str, Vectors]:
         embedder = fields[0].embedder
