@@ -405,8 +405,8 @@ def test_a_topic_is_made_only_when_asked_for(tansu: Tansu, topic: str, tmp_path:
 def test_wrong_usage_is_explained(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     """Exit code 2 before any broker is asked."""
     (tmp_path / "there.txt").write_text("x")
-    source = 'type = "kafka"\nbootstrap_servers = ["127.0.0.1:1"]\ntopics = ["t"]\ngroup_id = "g"\n'
-    tables = [f'[sources.{name}]\n{source}collection = "articles"\n' for name in "ab"]
+    source = 'type = "kafka"\nbootstrap_servers = ["127.0.0.1:1"]\ntopics = ["t"]\n'
+    tables = [f'[sources.{name}]\n{source}group_id = "{name}"\ncollection = "articles"\n' for name in "ab"]
     (tmp_path / "config.toml").write_text("\n".join((CONFIG, *tables)))
     answer = _produce("--topic", "t", *arguments, cwd=tmp_path)
     assert 2 == answer.code, answer.err
