@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fixtures.corpus import copy_articles, fold
 
+from ingestd.milvus.lite import running
+
 if TYPE_CHECKING:
     from tests.fixtures.daemon import Daemon, Workplace
     from tests.fixtures.lite_server import LiteServer
@@ -144,5 +146,7 @@ def test_the_daemons_own_lite_is_replaced_when_it_dies(workplace: Workplace) -> 
             _until_written(daemon, int(share * files))
             known = json.loads((workplace.state / "milvus.json").read_text())
             os.kill(known["pid"], signal.SIGKILL)
+        # All may have been written before the last kill: then a probe brings it back, and until then nobody does.
+        daemon.until(lambda: running(workplace.state / "milvus.json"), "its Milvus is back")
         _nothing_is_lost(workplace, daemon, files)
         assert daemon.stop() == 0
