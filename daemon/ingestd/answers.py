@@ -7,6 +7,7 @@ gets it compressed is refused, for what unpacks without bound can be made.
 
 from __future__ import annotations
 
+import re
 import time
 from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING
@@ -65,8 +66,8 @@ def body(response: BaseHTTPResponse, most: int, deadline: float) -> bytes:
 def retry_after(response: BaseHTTPResponse) -> float | None:
     """Return the seconds that an answer asks us to wait; None: it does not say."""
     said = response.headers.get("Retry-After", "").strip()
-    if said.isascii() and said.isdigit():
-        return min(float(said[:9]), LONGEST_WAIT)
+    if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,9})?", said):  # a fraction is none of HTTP's, and some send it
+        return min(float(said), LONGEST_WAIT)
     try:
         parts = parsedate_tz(said)
         seconds = None if parts is None else mktime_tz(parts) - time.time()

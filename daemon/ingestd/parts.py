@@ -247,6 +247,9 @@ class MeasuredEmbedder:
         self._counts = threading.Lock()
         self._tokens = self._cut = 0
         """Counted so far."""
+        if spending is not None and price is not None:
+            # Asked for when it is read: a new day begins without a call.
+            metrics.cost_today.labels(embedder=self.name).set_function(lambda: spending.today(embedder.name))
 
     def info(self) -> ModelInfo:
         """Return what the model is."""
@@ -303,7 +306,6 @@ class MeasuredEmbedder:
             self._metrics.cost.labels(embedder=self.name).inc(cost)
             if self._spending is not None:
                 self._spending.add(self.name, cost)
-                self._metrics.cost_today.labels(embedder=self.name).set(self._spending.today(self.name))
 
 
 def measured(settings: Settings, embedder: Embedder, metrics: EmbeddingMetrics, spending: Spending) -> MeasuredEmbedder:

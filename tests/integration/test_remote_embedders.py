@@ -367,6 +367,17 @@ def test_numbers_are_read_where_base64_was_asked_for() -> None:
         assert [[[0.5] * DIMENSION]] * 2 == found
 
 
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("1.5", 1.5), ("soon", None), ("", None), ("-1", None)])
+def test_how_long_to_wait_is_read_in_seconds_and_fractions(server: Provider, said: str, seconds: float | None) -> None:
+    """Fractions are none of HTTP's, and some providers send them."""
+    embedder = built("cohere", server)
+    embedder.info()
+    server.fault = lambda _asked: Answer(503, {"message": "busy"}, {"Retry-After": said})
+    with pytest.raises(UnavailableError) as caught:
+        dense(embedder, ["a"])
+    assert caught.value.wait == seconds
+
+
 def test_a_refusal_waits_as_it_is_told_and_nothing_is_lost(server: Provider) -> None:
     """429 with Retry-After: the request goes again, once, and everything has its vector."""
     refused: list[Sequence[str]] = []

@@ -118,6 +118,8 @@ def test_cost_and_tokens_are_metrics(tmp_path: Path, clock: ManualClock) -> None
     assert registry.get_sample_value("ingestd_embedded_tokens_total", labels) == 1000
     assert registry.get_sample_value("ingestd_embedding_cost_total", labels) == pytest.approx(0.01)
     assert registry.get_sample_value("ingestd_embedding_cost_today", labels) == pytest.approx(0.03)
+    clock.now += 12 * HOUR
+    assert registry.get_sample_value("ingestd_embedding_cost_today", labels) == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"far": 3}', '{"far": {"day": "2026-03-01"}}', "\xff"])
