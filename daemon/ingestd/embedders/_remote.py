@@ -15,15 +15,15 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections import OrderedDict, deque
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from ingestd.devices.check import LARGEST_INDEX, BadVectorsError, check
 from ingestd.embedders import _folder
+from ingestd.embedders._calls import Batch, Call, Fault, Kept
 from ingestd.embedders._client import Client, RefusedTexts, TooFast, Unfit
 from ingestd.embedders._location import locate
 from ingestd.embedders._pace import Pace
@@ -33,11 +33,10 @@ from ingestd.errors import ConfigError, DocumentError, Stopped, UnavailableError
 from ingestd.model import ModelInfo, Role, SparseVector, SparseVectors, VectorKind, canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from numpy.typing import NDArray
-
+    from ingestd.embedders._calls import Vector
     from ingestd.model import DenseVector, Vectors
     from ingestd.ports import Tokenizer
 
@@ -46,8 +45,6 @@ LONGEST = 150.0
 """Seconds that a call may take, and one answer more. What is slower counts as away; what it answered is kept."""
 TRIES = 5
 """Refusals of one request for being too fast, one after the other, that count as an outage."""
-KEPT_BYTES = 64 * 1024 * 1024
-"""Of vectors that are kept for a call that comes again."""
 
 
 class RemoteConfig(BaseModel):
@@ -198,133 +195,6 @@ class Wire(Protocol):
         ...
 
 
-Vector: TypeAlias = "DenseVector | SparseVector"
-
-
-class _Fault(str):
-    """Why a text has no vector."""
-
-    __slots__ = ()
-
-
-class _Batch(NamedTuple):
-    texts: Sequence[str]
-    refusals: int = 0
-    """How often the provider wanted it later, in a row."""
-
-
-class _Call:
-    """One call's texts on their way: what is still to be asked, what was found, and what ended it.
-
-    Args:
-        role: The texts'.
-        batches: What is to be asked.
-        until: When its time is over.
-        give_up: Called for each refused request that will not be asked again.
-        keep: Takes what is found when the call is over: it was paid for.
-    """
-
-    def __init__(
-        self,
-        role: Role,
-        batches: Sequence[Sequence[str]],
-        until: float,
-        give_up: Callable[[], None],
-        keep: Callable[[dict[tuple[Role, str], Vector | _Fault]], None],
-    ) -> None:
-        self.role = role
-        self.until = until
-        self._give_up = give_up
-        self._keep = keep
-        self.found: dict[tuple[Role, str], Vector | _Fault] = {}
-        self.error: BaseException | None = None
-        self.sound: bool | None = None
-        """Whether a plain sentence passes; None: nobody had to ask."""
-        self._batches = deque(map(_Batch, batches))
-        self._under_way = 0
-        self._changed = threading.Condition()
-
-    def take(self) -> _Batch | None:
-        """Return what to ask next, waiting while others may still halve theirs; None: there is nothing more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._batches or not self._under_way or self.error is not None)
-            if self.error is not None or not self._batches:
-                return None
-            self._under_way += 1
-            return self._batches.popleft()
-
-    def settle(self, found: Mapping[str, Vector | _Fault], more: Sequence[_Batch] = ()) -> None:
-        """Note what became of a batch, and what of it is to be asked again, before all else."""
-        known = {(self.role, text): vector for text, vector in found.items()}
-        with self._changed:
-            self._under_way -= 1
-            if self.error is None:
-                self.found.update(known)
-                self._batches.extendleft(reversed(more))
-                more = ()
-            self._changed.notify_all()
-        if self.error is not None:
-            self._keep(known)
-            self._drop(more)
-
-    def fail(self, error: BaseException) -> None:
-        """End the call; the first error counts."""
-        with self._changed:
-            self.error = self.error or error
-            self._under_way -= 1
-            left, self._batches = self._batches, deque()
-            self._changed.notify_all()
-        self._drop(left)
-
-    def _drop(self, batches: Iterable[_Batch]) -> None:
-        for batch in batches:
-            if batch.refusals:
-                self._give_up()
-
-    def over(self, seconds: float) -> bool:
-        """Wait; return whether everything was asked, or it failed."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: self.error is not None or not (self._batches or self._under_way), seconds
-            )
-
-
-class _Kept:
-    """Vectors that were paid for by calls that failed: they come again. Safe to call from several threads."""
-
-    def __init__(self, most: int = KEPT_BYTES) -> None:
-        self._most = most
-        self._bytes = 0
-        self._vectors: OrderedDict[tuple[Role, str], Vector | _Fault] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, keys: Sequence[tuple[Role, str]]) -> dict[tuple[Role, str], Vector | _Fault]:
-        """Return what is kept of these, and keep it no longer."""
-        with self._lock:
-            found = {key: self._vectors.pop(key) for key in dict.fromkeys(keys) if key in self._vectors}
-            self._bytes -= sum(_size(key, vector) for key, vector in found.items())
-            return found
-
-    def put(self, vectors: Mapping[tuple[Role, str], Vector | _Fault]) -> None:
-        """Keep these; what was kept for longest goes where there is no room."""
-        with self._lock:
-            for key, vector in vectors.items():
-                if key not in self._vectors:
-                    self._vectors[key] = vector
-                    self._bytes += _size(key, vector)
-            while self._bytes > self._most:
-                self._bytes -= _size(*self._vectors.popitem(last=False))
-
-
-def _size(key: tuple[Role, str], vector: Vector | _Fault) -> int:
-    size = len(vector) if isinstance(vector, str) else sum(array.nbytes for array in _arrays(vector))
-    return 4 * len(key[1]) + size + 500
-
-
-def _arrays(vector: Vector) -> tuple[NDArray[Any], ...]:
-    return (vector.indices, vector.values) if isinstance(vector, SparseVector) else (vector,)
-
-
 class RemoteEmbedder:
     """A model behind an API: implements ``ports.Embedder``. Safe to call from several threads.
 
@@ -351,7 +221,7 @@ class RemoteEmbedder:
             ca_file=config.ca_file,
         )
         self._pace = Pace(clock, config.requests_per_minute, config.tokens_per_minute)
-        self._kept = _Kept()
+        self._kept = Kept()
         self._counting = config.tokenizer()
         self._closed = threading.Event()
         self._places = threading.BoundedSemaphore(config.concurrency)
@@ -393,7 +263,7 @@ class RemoteEmbedder:
         missing = list(dict.fromkeys(text for text in asked if (role, text) not in known))
         known |= self._ask(missing, role, known)
         found = [known[role, text] for text in asked]
-        faults = [(at, vector) for at, vector in enumerate(found) if isinstance(vector, _Fault)]
+        faults = [(at, vector) for at, vector in enumerate(found) if isinstance(vector, Fault)]
         if faults:
             # A text alone is told its fault, and that is its end; of several, the caller comes back for each.
             self._kept.put(known if len(asked) > 1 else {})
@@ -425,7 +295,7 @@ class RemoteEmbedder:
                 raise
             space = self._wire.space(None)
         else:
-            if isinstance(vector, _Fault):
+            if isinstance(vector, Fault):
                 raise ConfigError(
                     f"{self._client.host} refuses a plain sentence: {vector}; look at model and dimension"
                 )
@@ -473,13 +343,13 @@ class RemoteEmbedder:
         return text[: int(offsets[limit - 1][1])]
 
     def _ask(
-        self, texts: Sequence[str], role: Role, known: Mapping[tuple[Role, str], Vector | _Fault]
-    ) -> dict[tuple[Role, str], Vector | _Fault]:
+        self, texts: Sequence[str], role: Role, known: Mapping[tuple[Role, str], Vector | Fault]
+    ) -> dict[tuple[Role, str], Vector | Fault]:
         """Return what becomes of each text; where the call fails, all that is known is kept for the next."""
         if not texts:
             return {}
         batches = list(self._batches(texts, role))
-        call = _Call(role, batches, self._clock() + LONGEST, self._pace.give_up, self._kept.put)
+        call = Call(role, batches, self._clock() + LONGEST, self._pace.give_up, self._kept.put)
         for _ in range(min(self._config.concurrency, len(batches))):
             # Not of a pool: such threads are waited for at the end of the process, for as long as an answer may take.
             threading.Thread(target=self._work, args=(call,), name=f"provider-{self.name}", daemon=True).start()
@@ -509,7 +379,7 @@ class RemoteEmbedder:
             tokens += size
         yield batch
 
-    def _work(self, call: _Call) -> None:
+    def _work(self, call: Call) -> None:
         """Ask for one batch after the other: in a thread of its own."""
         while (batch := call.take()) is not None:
             try:
@@ -519,7 +389,7 @@ class RemoteEmbedder:
             else:
                 call.settle(found, more)
 
-    def _answer(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+    def _answer(self, call: Call, batch: Batch) -> tuple[Mapping[str, Vector | Fault], list[Batch]]:
         """Return what a batch's answer says of its texts, and what is to be asked again.
 
         Raises:
@@ -531,7 +401,7 @@ class RemoteEmbedder:
         except TooFast as error:
             rest = self._pace.refused(error.wait)
             if batch.refusals + 1 < TRIES and self._clock() + rest < call.until:
-                return {}, [_Batch(texts, batch.refusals + 1)]
+                return {}, [Batch(texts, batch.refusals + 1)]
             self._pace.give_up()
             raise UnavailableError(self._client.dependency, str(error), wait=rest, refused=True) from error
         except Unfit as error:
@@ -540,7 +410,7 @@ class RemoteEmbedder:
             # Not as refused: what stands before a provider may answer so to one text, and pass a plain sentence.
             raise UnavailableError(self._client.dependency, str(error)) from error
 
-    def _asked(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+    def _asked(self, call: Call, batch: Batch) -> tuple[Mapping[str, Vector | Fault], list[Batch]]:
         """Ask; what is refused for its texts is halved, and judged when it is one."""
         texts = batch.texts
         try:
@@ -549,11 +419,11 @@ class RemoteEmbedder:
             refused = error
         if len(texts) > 1:
             middle = len(texts) // 2
-            return {}, [_Batch(texts[:middle]), _Batch(texts[middle:])]
+            return {}, [Batch(texts[:middle]), Batch(texts[middle:])]
         # Behind the handler: this asks again, and what comes of that is the caller's to translate.
         return self._alone(call, texts[0], refused), []
 
-    def _exchange(self, call: _Call, batch: _Batch) -> tuple[Mapping[str, Vector | _Fault], list[_Batch]]:
+    def _exchange(self, call: Call, batch: Batch) -> tuple[Mapping[str, Vector | Fault], list[Batch]]:
         """Ask once. Texts whose vectors are no good are asked for again, alone."""
         texts = batch.texts
         request = self._wire.request([self._config.prompt(call.role) + text for text in texts], call.role)
@@ -576,10 +446,10 @@ class RemoteEmbedder:
         if faults and len(texts) == 1:
             raise RefusedTexts(f"the provider's vector {faults[0]}")
         good = {text: vectors[at] for at, text in enumerate(texts) if at not in faults}
-        return good, [_Batch([texts[at]]) for at in faults]
+        return good, [Batch([texts[at]]) for at in faults]
 
     @contextlib.contextmanager
-    def _in_flight(self, call: _Call) -> Iterator[None]:
+    def _in_flight(self, call: Call) -> Iterator[None]:
         """Be one of so many requests that are in flight, whoever's calls they are of."""
         while not self._places.acquire(timeout=0.1):
             if self._closed.is_set() or call.error is not None:
@@ -606,31 +476,31 @@ class RemoteEmbedder:
             return error.faults
         return {}
 
-    def _alone(self, call: _Call, text: str, error: RefusedTexts) -> Mapping[str, Vector | _Fault]:
+    def _alone(self, call: Call, text: str, error: RefusedTexts) -> Mapping[str, Vector | Fault]:
         """Return the fault of a text that was refused alone.
 
         Raises:
             UnavailableError: A plain sentence is refused too, so it is not the text.
         """
         if text == PROBE or self._info is None:
-            return {text: _Fault(error)}
+            return {text: Fault(error)}
         limit = self._counting.limit
         if self._config.too_long == "truncate" and limit is not None and (short := self._cut(text, limit)) != text:
             with contextlib.suppress(RefusedTexts):
-                found, _ = self._exchange(call, _Batch([short]))
+                found, _ = self._exchange(call, Batch([short]))
                 return {text: found[short]}
         if call.sound is None:
             try:
-                self._exchange(call, _Batch([PROBE]))
+                self._exchange(call, Batch([PROBE]))
                 call.sound = True
             except RefusedTexts:
                 call.sound = False
         if not call.sound:
             said = f"{self._client.host} refuses every text: {error}; look at model and dimension"
             raise UnavailableError(self._client.dependency, said, refused=True) from error
-        return {text: _Fault(error)}
+        return {text: Fault(error)}
 
-    def _await_turn(self, call: _Call, tokens: int, *, again: bool) -> None:
+    def _await_turn(self, call: Call, tokens: int, *, again: bool) -> None:
         while (seconds := self._pace.wait(tokens, again=again)) > 0:
             late = self._clock() + seconds > call.until
             if late or call.error is not None or self._closed.wait(seconds):

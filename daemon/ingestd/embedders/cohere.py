@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ingestd.embedders._listed import stacked
-from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder, Request
-from ingestd.model import Role, VectorKind
+from ingestd.embedders._exchange import Exchange
+from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
+from ingestd.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingestd.embedders._client import Client
-    from ingestd.model import DenseVectors
     from ingestd.ports import DevicePool
 
 _INPUTS = {Role.DOCUMENT: "search_document", Role.QUERY: "search_query"}
@@ -35,44 +33,24 @@ class Config(RemoteConfig):
         Raises:
             ConfigError: There is no key.
         """
-        return self.on(name, Embed(self))
+        # Vectors come in the order of the texts.
+        return self.on(
+            name,
+            Exchange(
+                "/v2/embed",
+                self._payload,
+                lambda answer, _count: answer["embeddings"]["float"],
+                ("meta", "billed_units", "input_tokens"),
+                {"input_type": "search_document, search_query"},
+            ),
+        )
 
-
-class Embed:
-    """Speaks with ``/v2/embed`` (``_remote.Wire``)."""
-
-    kind = VectorKind.DENSE
-    known = True
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def request(self, texts: Sequence[str], role: Role) -> Request:
-        """Return the request for the vectors of texts."""
-        config = self._config
+    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         asked: dict[str, Any] = {
             "texts": list(texts),
-            "model": config.model,
+            "model": self.model,
             "input_type": _INPUTS[role],
             "embedding_types": ["float"],
-            "truncate": "END" if config.too_long == "truncate" else "NONE",
+            "truncate": "END" if self.too_long == "truncate" else "NONE",
         }
-        if config.dimension is not None:
-            asked["output_dimension"] = config.dimension
-        return Request("/v2/embed", asked)
-
-    def vectors(self, answer: Any, count: int) -> DenseVectors:  # noqa: ANN401 - JSON
-        """Return an answer's vectors: they come in the order of the texts."""
-        del count
-        return stacked(answer["embeddings"]["float"])
-
-    def tokens(self, answer: Any) -> int | None:  # noqa: ANN401 - JSON
-        """Return how many tokens are billed."""
-        billed = (answer.get("meta") or {}).get("billed_units") or {}
-        used = billed.get("input_tokens")
-        return int(used) if isinstance(used, int | float) else None
-
-    def space(self, client: Client | None) -> dict[str, Any]:
-        """Return what the vectors depend on beside model, dimension and prompts."""
-        del client
-        return {"input_type": "search_document, search_query"}
+        return asked if self.dimension is None else asked | {"output_dimension": self.dimension}

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from ingestd.embedders._listed import stacked
-from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder, Request
-from ingestd.model import Role, VectorKind
+from ingestd.embedders._exchange import Exchange
+from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
+from ingestd.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingestd.embedders._client import Client
-    from ingestd.model import DenseVectors
     from ingestd.ports import DevicePool
 
 _TASKS = {Role.DOCUMENT: "RETRIEVAL_DOCUMENT", Role.QUERY: "RETRIEVAL_QUERY"}
@@ -44,7 +41,18 @@ class Config(RemoteConfig):
         Raises:
             ConfigError: There is no key.
         """
-        return self.on(name, BatchEmbedContents(self))
+        # Vectors come in the order of the texts.
+        return self.on(
+            name,
+            Exchange(
+                f"/{self._path}:batchEmbedContents",
+                self._payload,
+                lambda answer, _count: [row["values"] for row in answer["embeddings"]],
+                ("usageMetadata", "promptTokenCount"),
+                {"tasks": self.has_tasks},
+                unit=True,
+            ),
+        )
 
     @property
     def has_tasks(self) -> bool:
@@ -60,42 +68,14 @@ class Config(RemoteConfig):
         """Return what the provider knows us by."""
         return {} if self.api_key is None else {"x-goog-api-key": self.api_key.get_secret_value()}
 
+    @property
+    def _path(self) -> str:
+        return f"models/{self.model.removeprefix('models/')}"
 
-class BatchEmbedContents:
-    """Speaks with ``batchEmbedContents`` (``_remote.Wire``)."""
-
-    kind = VectorKind.DENSE
-    known = True
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._model = f"models/{config.model.removeprefix('models/')}"
-
-    def request(self, texts: Sequence[str], role: Role) -> Request:
-        """Return the request for the vectors of texts."""
-        wishes: dict[str, Any] = {}
-        if self._config.has_tasks:
+    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+        wishes: dict[str, Any] = {"model": self._path}
+        if self.has_tasks:
             wishes["taskType"] = _TASKS[role]
-        if self._config.dimension is not None:
-            wishes["outputDimensionality"] = self._config.dimension
-        contents = ({"parts": [{"text": text}], "role": "user"} for text in texts)
-        requests = [{"model": self._model, "content": content, **wishes} for content in contents]
-        return Request(f"/{self._model}:batchEmbedContents", {"requests": requests})
-
-    def vectors(self, answer: Any, count: int) -> DenseVectors:  # noqa: ANN401 - JSON
-        """Return an answer's vectors, of length 1: they come in the order of the texts."""
-        del count
-        vectors = stacked([row["values"] for row in answer["embeddings"]])
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        np.divide(vectors, norms, out=vectors, where=np.isfinite(norms) & (norms > 0))
-        return vectors
-
-    def tokens(self, answer: Any) -> int | None:  # noqa: ANN401 - JSON
-        """Return how many tokens the provider counted, where it says."""
-        used = (answer.get("usageMetadata") or {}).get("promptTokenCount")
-        return used if isinstance(used, int) else None
-
-    def space(self, client: Client | None) -> dict[str, Any]:
-        """Return what the vectors depend on beside model, dimension and prompts."""
-        del client
-        return {"tasks": self._config.has_tasks}
+        if self.dimension is not None:
+            wishes["outputDimensionality"] = self.dimension
+        return {"requests": [{"content": {"parts": [{"text": text}], "role": "user"}, **wishes} for text in texts]}

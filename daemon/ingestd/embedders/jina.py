@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ingestd.embedders._listed import Listed
+from ingestd.embedders._exchange import listed
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
 from ingestd.model import Role
 
@@ -38,7 +38,7 @@ class Config(RemoteConfig):
         Raises:
             ConfigError: There is no key.
         """
-        return self.on(name, Listed("/embeddings", self._payload, {"tasks": [self.document_task, self.query_task]}))
+        return self.on(name, listed("/embeddings", self._payload, {"tasks": [self.document_task, self.query_task]}))
 
     def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         task = self.query_task if role is Role.QUERY else self.document_task

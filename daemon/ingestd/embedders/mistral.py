@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ingestd.embedders._listed import Listed
+from ingestd.embedders._exchange import listed
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Config(RemoteConfig):
         Raises:
             ConfigError: There is no key.
         """
-        return self.on(name, Listed("/embeddings", self._payload))
+        return self.on(name, listed("/embeddings", self._payload))
 
     def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         del role

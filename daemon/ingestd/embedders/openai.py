@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from ingestd.embedders._listed import Listed
+from ingestd.embedders._exchange import listed
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Config(RemoteConfig):
         Raises:
             ConfigError: There is no key for OpenAI itself.
         """
-        return self.on(name, Listed("/embeddings", self._payload), needs_key=self.base_url == OFFICIAL)
+        return self.on(name, listed("/embeddings", self._payload), needs_key=self.base_url == OFFICIAL)
 
     def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
         del role

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ingestd.embedders._listed import stacked
+from ingestd.embedders._exchange import stacked
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder, Request
 from ingestd.errors import ConfigError
 from ingestd.model import Role, SparseVector, SparseVectors, VectorKind

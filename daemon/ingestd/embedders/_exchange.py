@@ -1,7 +1,8 @@
-"""Answers in OpenAI's form, which most providers share: ``data`` is a list of ``index`` and ``embedding``.
+"""What providers of dense vectors have in common on the wire.
 
-Owns reading them: put into the order of ``index``, whatever order they came in, and from numbers or from base64 of
-little-endian float32, whichever the server sends.
+Owns reading vectors, from numbers or from base64 of little-endian float32, whichever the server sends; and OpenAI's
+form of an answer, which most share: ``data`` is a list of ``index`` and ``embedding``, put into the order of ``index``
+whatever order they came in.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
     from ingestd.model import DenseVectors, Role
 
 
-class Listed:
-    """Speaks with a provider of that form (``_remote.Wire``).
+class Exchange:
+    """One kind of request, and of answer, for dense vectors (``_remote.Wire``).
 
     Args:
         path: Behind the base address.
         payload: Returns what is asked for texts of a role.
+        rows: Returns an answer's vectors as JSON has them, in the order of so many texts.
+        used: The keys that lead to the number of tokens that the provider counted.
         space: What the vectors depend on beside model, dimension and prompts.
+        unit: Whether they are brought to length 1.
     """
 
     kind = VectorKind.DENSE
@@ -37,11 +41,18 @@ class Listed:
         self,
         path: str,
         payload: Callable[[Sequence[str], Role], dict[str, Any]],
+        rows: Callable[[Any, int], Sequence[Any]],
+        used: Sequence[str],
         space: Mapping[str, Any] | None = None,
+        *,
+        unit: bool = False,
     ) -> None:
         self._path = path
         self._payload = payload
+        self._rows = rows
+        self._used = used
         self._space = dict(space or {})
+        self._unit = unit
 
     def request(self, texts: Sequence[str], role: Role) -> Request:
         """Return the request for the vectors of texts."""
@@ -49,18 +60,35 @@ class Listed:
 
     def vectors(self, answer: Any, count: int) -> DenseVectors:  # noqa: ANN401 - JSON
         """Return an answer's vectors in the order of the texts."""
-        rows = answer["data"]
-        return stacked(in_order([(row["index"], row["embedding"]) for row in rows], count))
+        vectors = stacked(self._rows(answer, count))
+        if self._unit:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            np.divide(vectors, norms, out=vectors, where=np.isfinite(norms) & (norms > 0))
+        return vectors
 
     def tokens(self, answer: Any) -> int | None:  # noqa: ANN401 - JSON
-        """Return how many tokens the provider counted."""
-        used = (answer.get("usage") or {}).get("total_tokens")
-        return used if isinstance(used, int) else None
+        """Return how many tokens the provider counted, where it says."""
+        for key in self._used:
+            answer = (answer or {}).get(key)
+        return int(answer) if isinstance(answer, int | float) else None
 
     def space(self, client: Client | None) -> dict[str, Any]:
         """Return what the vectors depend on beside model, dimension and prompts."""
         del client
         return self._space
+
+
+def listed(
+    path: str,
+    payload: Callable[[Sequence[str], Role], dict[str, Any]],
+    space: Mapping[str, Any] | None = None,
+) -> Exchange:
+    """Return an exchange whose answers are in OpenAI's form."""
+    return Exchange(path, payload, _of_data, ("usage", "total_tokens"), space)
+
+
+def _of_data(answer: Any, count: int) -> list[Any]:  # noqa: ANN401 - JSON
+    return in_order([(row["index"], row["embedding"]) for row in answer["data"]], count)
 
 
 def in_order(rows: Sequence[tuple[int, Any]], count: int) -> list[Any]:
