@@ -111,6 +111,7 @@ def test_an_analyzer_is_milvuss_own(workplace: Workplace) -> None:
         ({}, "name what fills it"),
         ({"embedder": "hash", "output": "sparse", "analyzer": {}}, "analyzer is for bm25"),
         ({"function": "bm25", "output": "sparse"}, "output is an embedder's"),
+        ({"embedder": "hash", "output": "multi"}, "a vector a token is not written; dense and sparse are"),
         ({"function": "bm25", "metric": "IP"}, "full text is compared by BM25, not IP"),
         ({"embedder": "hash", "output": "sparse", "metric": "BM25"}, "BM25 is for full text"),
     ],

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ingestd.errors import ConfigError
 from ingestd.model import VectorKind
@@ -121,6 +121,15 @@ class VectorConfig(BaseModel):
     search: dict[str, Parameter] = Field(
         default_factory=dict, description="Search parameters of the index, such as ef for HNSW or nprobe for IVF."
     )
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _one_vector_a_chunk(cls, output: object) -> object:
+        if output in {"multi", "multi_vector", "colbert"}:
+            # Servers keep them as arrays of structs from 2.6.4 on, and take no partial update of a row with one until
+            # well after it: what a rewrite leaves of such a row depends on versions that nobody tried this with.
+            raise ValueError("a chunk has one vector in a field: a vector a token is not written; dense and sparse are")
+        return output
 
     @model_validator(mode="after")
     def _filled_by_one(self) -> VectorConfig:
