@@ -1,21 +1,29 @@
-"""An HTTP answer's body, read within bounds of size and time, and its Retry-After.
+"""An HTTP answer, read within bounds of size and time, and its Retry-After.
 
 urllib3's timeouts are per read of the socket: a server that sends a byte now and then never runs into them. So the body
-is read in pieces as they come (``read1``), against a deadline. It is read as it is sent: who asks for ``identity`` and
+is read in pieces as they come (``read1``), against a deadline; and what comes before it, which is read in one go, is
+ended from outside (``bound_heads``). The body is read as it is sent: who asks for ``identity`` and
 gets it compressed is refused, for what unpacks without bound can be made.
 """
 
 from __future__ import annotations
 
 import re
+import socket
+import threading
 import time
+from contextlib import contextmanager, suppress
 from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING
 
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
+    from collections.abc import Iterator
+
+    from urllib3 import BaseHTTPResponse, HTTPResponse, PoolManager
 
 PIECE = 256 * 1024
 LONGEST_WAIT = 3600.0
@@ -61,6 +69,60 @@ def body(response: BaseHTTPResponse, most: int, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise TooSlowError("the answer takes too long")
     return b"".join(parts)
+
+
+def bound_heads(pool: PoolManager, seconds: float) -> None:
+    """Have the status line and the headers of each answer come within a time, however they are dripped.
+
+    Args:
+        pool: What asks; nothing was asked through it yet.
+        seconds: For them. After it the connection is cut, and what waits for them raises an HTTPError.
+    """
+
+    class Plain(HTTPConnection):
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
+            with _cut_after(self.sock, seconds):
+                return super().getresponse()
+
+    class Secure(HTTPSConnection):
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
+            with _cut_after(self.sock, seconds):
+                return super().getresponse()
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+
+@contextmanager
+def _cut_after(connected: socket.socket | None, seconds: float) -> Iterator[None]:
+    """Cut a connection when the time is over; until then it is left alone.
+
+    Raises:
+        TimeoutError: It is. Headers that end with the connection are whole to http.client, and an answer without a
+            length, and without a body, would be one.
+    """
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        if connected is not None:
+            with suppress(OSError):  # it is closed already
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # below TLS, which another thread is reading
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError("the head of the answer takes too long")
 
 
 def retry_after(response: BaseHTTPResponse) -> float | None:

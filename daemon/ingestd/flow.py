@@ -35,7 +35,7 @@ from ingestd.engine.runner import Faults, Parts, Runner
 from ingestd.engine.settle import Settle
 from ingestd.engine.sources import RetryQueue, SourceThread
 from ingestd.engine.tally import Tally
-from ingestd.errors import UnavailableError
+from ingestd.errors import ConfigError, FatalError, IngestError
 from ingestd.metrics import Metrics
 from ingestd.model import Check, Event, Fingerprints, Role, Verdict
 from ingestd.ops.start import Start
@@ -57,6 +57,7 @@ from ingestd.parts import (
     tokenizer_of,
 )
 from ingestd.sinks.milvus import MilvusSink
+from ingestd.sources._values.uris import LONGEST_FETCH
 from ingestd.stages.chunk import Chunk
 from ingestd.stages.embed import PROBE, Embed, VectorField
 from ingestd.stages.extract import Extract
@@ -287,8 +288,8 @@ def _prepare(
     identity = ground.breakers.hold(sink.prepare, beat=beat, calling=beat)
     found = ground.breakers.hold(made_true, beat=beat, calling=beat)
     ground.pulse.end("start")
-    if found.rebuilt or ground.store.rebuilt:
-        reason = "corrupt" if ground.store.rebuilt else "unbound"
+    if found.rebuilt or found.made_anew or ground.store.rebuilt:
+        reason = "corrupt" if ground.store.rebuilt else "anew" if found.made_anew else "unbound"
         ground.metrics.state.ledger_rebuilds.labels(collection=collection, reason=reason).inc()
     return _Prepared(sink, identity, processing)
 
@@ -504,7 +505,7 @@ def _silence(settings: Settings) -> dict[str, float]:
     model = settings.embedding.timeout_seconds + settings.embedding.load_timeout_seconds
     return {
         "recall": 10 * settings.milvus.timeout_seconds,
-        "extract": 2 * settings.extraction.wall_seconds + WORKER_START,
+        "extract": max(2 * settings.extraction.wall_seconds + WORKER_START, LONGEST_FETCH),
         "chunk": LONGEST_CHUNKING,
         "embed": 3 * model,
         "write": 10 * settings.milvus.timeout_seconds,
@@ -542,21 +543,45 @@ class Sweep:
 
 def _tend(ground: _Ground, sweeps: Mapping[str, Sweep]) -> None:
     """Ask what failed while idle whether it works again: nothing else would, until the next document. And sweep."""
+    for sweep in sweeps.values():
+        _fault(MILVUS, sweep)
+    if ground.store.failing is not None and _fault(STATE, ground.store.probe) is None:
+        ground.breakers.reset(STATE)
+    # Batch after batch failed where a probe passed, and nothing is held any more: the next document decides.
+    stormy = [name for name in ground.breakers.unheld() if name not in {MILVUS, STATE}]
+    sick = [check.name for check in ground.pool.checks() if not check.ok]
+    asked = {name for dependency in (*stormy, *sick) for name in _embedders_behind(ground, dependency)}
+    down = {_fault(name, partial(_probe, ground, name)) for name in sorted(asked)}
+    for dependency in stormy:
+        if dependency not in down:
+            ground.breakers.forgive(dependency)
+
+
+def _fault(what: str, work: Callable[[], object]) -> str | None:
+    """Return the dependency for which something does not work. Each by itself: none keeps another one closed."""
     try:
-        for sweep in sweeps.values():
-            sweep()
-        if ground.store.failing is not None:
-            ground.store.probe()
-            ground.breakers.reset(STATE)
-        # Batch after batch failed where this probe passed, and nothing is held any more: the next document decides.
-        stormy = [name for name in ground.breakers.unheld() if name not in {MILVUS, STATE}]
-        if stormy or not all(check.ok for check in ground.pool.checks()):
-            for name, embedder in ground.embedders.items():
-                embedder.embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
-        for name in stormy:
-            ground.breakers.forgive(name)
-    except UnavailableError as error:
-        log.warning("still not well", dependency=error.dependency, error=str(error))
+        work()
+    except (ConfigError, FatalError):
+        raise
+    except IngestError as error:  # a probe is no document: whatever is wrong with it is the dependency's
+        dependency = str(getattr(error, "dependency", what))
+        log.warning("still not well", dependency=dependency, error=str(error))
+        return dependency
+    return None
+
+
+def _embedders_behind(ground: _Ground, dependency: str) -> Sequence[str]:
+    """Return the embedders that tell whether a dependency is well. What is paid for is asked for its own alone."""
+    kind, _, name = dependency.partition(":")
+    if kind == "uri":
+        return []
+    if kind in {"provider", "budget"}:
+        return [name] if name in ground.embedders else []
+    return [name for name, embedder in ground.embedders.items() if not getattr(embedder, "is_remote", False)]
+
+
+def _probe(ground: _Ground, name: str) -> None:
+    ground.embedders[name].embed(PROBE, Role.DOCUMENT, ground.infos[name].kinds)
 
 
 def _breakers(metrics: Metrics) -> Breakers:

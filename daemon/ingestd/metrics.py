@@ -293,7 +293,7 @@ class StateMetrics:
         # Never silently empty: each of these reads everything back from Milvus and the sources.
         self.ledger_rebuilds = Counter(
             "ingestd_ledger_rebuilds_total",
-            "Times that a collection's ledger was rebuilt, by why: unbound, corrupt.",
+            "Times that a collection's ledger was rebuilt, by why: unbound, corrupt, anew (it is another collection).",
             ["collection", "reason"],
             registry=registry,
         )

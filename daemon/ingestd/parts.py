@@ -251,6 +251,11 @@ class MeasuredEmbedder:
             # Asked for when it is read: a new day begins without a call.
             metrics.cost_today.labels(embedder=self.name).set_function(lambda: spending.today(embedder.name))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a provider does the work, and may be paid for it."""
+        return hasattr(self._embedder, "tokens_used")
+
     def info(self) -> ModelInfo:
         """Return what the model is."""
         return self._embedder.info()

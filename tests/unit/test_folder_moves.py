@@ -255,6 +255,31 @@ def test_of_a_shelf_that_is_cleaned_by_age_the_latest_comes_back(tmp_path: Path)
     assert (tmp_path / "s" / "r.1.txt").read_text() == "third"
 
 
+def test_when_a_file_failed_is_what_its_reason_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gives the files of a shelf other rights changes their times, in any order; numbers were given again."""
+    (tmp_path / "s").mkdir()
+    tree = Tree(os.fsencode(tmp_path / "s"), Globs(["**/*"], []), True, False)
+    shelf, failed = Shelf(os.fsencode(tmp_path / "failed"), tree, "s"), tmp_path / "failed"
+    for number, text in enumerate(("first", "second", "third", "fourth")):
+        (tmp_path / "s" / "a.txt").write_text(text)
+        found = tree.look(b"a.txt")
+        assert found is not None
+        said = {"document_id": "s/a.txt", "last_failed_at": f"2026-01-01T00:00:0{number}+00:00"}
+        shelf.put(b"a.txt", found.signature, said)
+    for name in ("a.txt", "a.1.txt"):  # by age
+        (failed / name).unlink()
+        (failed / f"{name}.reason.json").unlink()
+    (failed / "a.2.txt").chmod(0o600)
+    assert shelf.holds(b"a.txt", "s/a.txt")
+    assert not shelf.holds(b"a.txt", "s/b.txt")
+    assert shelf.put_back(b"a.txt", "s/a.txt", 100)
+    assert (tmp_path / "s" / "a.txt").read_text() == "fourth"
+    (tmp_path / "s" / "a.txt").unlink()
+    monkeypatch.setattr(os, "listdir", lambda *_: pytest.fail("a listing for each file of a large shelf takes hours"))
+    assert shelf.put_back(b"a.txt", "s/a.txt", 100)
+    assert (tmp_path / "s" / "a.txt").read_text() == "third"
+
+
 @pytest.mark.parametrize("how", ["moved", "copied", "linked"])
 def test_a_file_whose_sidecar_was_put_back_alone_comes_back_to_it(tmp_path: Path, how: str) -> None:
     """The daemon was killed in between; the shelf keeps nothing of it."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 from tests.fakes import COLLECTION, Assembly, MemorySink, delete, open_store, upsert
 
 from ingestd.engine.reconcile import Reconciled, reconcile
@@ -206,7 +207,11 @@ def test_another_collection_voids_the_ledger(store: SqliteStore, sink: MemorySin
     stages = Assembly(store, sink)
     stages.run(upsert("a", "one", 1), delete("b", 2))
     sink.rows.clear()
-    assert reconcile(store, sink, "id-2", unclean=False) == Reconciled()
+    with capture_logs() as said:
+        assert reconcile(store, sink, "id-2", unclean=False) == Reconciled(made_anew=True)
+    assert [line["event"] for line in said if "made anew" in line["event"]] == [
+        "the collection was made anew, or is another one, and lacks what was committed before"
+    ]
     assert list(store.collection_entries(COLLECTION)) == []
     [outcome] = stages.run(upsert("a", "one", 1))
     assert (outcome.verdict, sink.texts()) == (Verdict.WRITTEN, {"a": ("one",)})

@@ -636,6 +636,24 @@ def test_another_boot_is_in_doubt(boots: tuple[str | None, str | None], doubts: 
     assert (unclean is not None and unclean.rebooted) == doubts
 
 
+def test_another_boot_is_in_doubt_until_that_is_verified() -> None:
+    """However many starts end before: each of them is on the same boot as the one that was left."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        runs.begin(connection, boot="a", pid=1, now=0.0)
+        for clean in (False, True, False):
+            unclean = runs.begin(connection, boot="b", pid=2, now=1.0)
+            assert unclean is not None
+            assert unclean.rebooted
+            if clean:
+                runs.end(connection)
+        runs.verified(connection)
+        assert runs.begin(connection, boot="b", pid=3, now=2.0) == runs.Unclean(
+            crashed=True, rebooted=False, unverified=False
+        )
+
+
 def test_this_boot_has_a_name() -> None:
     """The kernel tells one start of the machine from another."""
     assert runs.boot_id() == runs.boot_id() is not None

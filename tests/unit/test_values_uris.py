@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
+from tests.fixtures.daemon import wait_for
 
-from ingestd.errors import DocumentError, UnavailableError
+from ingestd.engine.breaker import Backoff, Breakers
+from ingestd.errors import DocumentError, Suspect, UnavailableError
 from ingestd.model import Content, Record, canonical_json
 from ingestd.sources._values import uris
 from ingestd.sources._values.config import JsonFormat, decoder
@@ -38,7 +41,9 @@ class Pages(BaseHTTPRequestHandler):
         server.asked.append(self.path)
         how = self.path.removeprefix("/docs/")
         if how.isdigit():
-            self._answer(int(how), b"", {"Retry-After": "7", "Location": "/docs/page.html"})
+            self._answer(int(how), b"", {"Retry-After": server.wait, "Location": "/docs/page.html"})
+        elif how == "slow-head":
+            self._drip_head()
         elif how == "large":
             self._answer(200, b"x" * 1001, {})
         elif how == "large-unsaid":
@@ -67,7 +72,10 @@ class Pages(BaseHTTPRequestHandler):
         """Answer a probe."""
         server: Any = self.server
         server.asked.append(f"HEAD {self.path}")
-        self._answer(server.status, b"", {})
+        if server.status is None:
+            self._drip_head()
+        else:
+            self._answer(server.status, b"", {})
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Say nothing."""
@@ -78,6 +86,17 @@ class Pages(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def _drip_head(self) -> None:
+        server: Any = self.server
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(90):
+            if server.over.wait(0.05):
+                return
+            try:
+                self.wfile.write(b"X-%d: 1\r\n" % number)
+            except OSError:
+                return
 
     def _drip(self) -> None:
         server: Any = self.server
@@ -97,7 +116,7 @@ class Pages(BaseHTTPRequestHandler):
 def pages() -> Iterator[Any]:
     """Serve pages; ``asked`` has the paths that were asked for."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    server.asked, server.over, server.status = [], threading.Event(), 200
+    server.asked, server.over, server.status, server.wait = [], threading.Event(), 200, "7"
     server.url = f"http://127.0.0.1:{server.server_address[1]}/docs/"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -140,8 +159,31 @@ def test_statuses_that_may_pass(pages: Any, status: int) -> None:
     """The server is not well: nothing is said of the document; it is asked again after the time that it asks for."""
     with pytest.raises(UnavailableError, match=str(status)) as caught:
         payload(f"{pages.url}{status}", pages.url).read()
-    assert (caught.value.wait, caught.value.refused) == (7, True)
+    assert (caught.value.wait, caught.value.refused) == (7, False)
     assert caught.value.dependency == f"uri:127.0.0.1:{pages.server_address[1]}"
+
+
+def test_one_address_that_always_refuses_does_not_hold_the_others(pages: Any) -> None:
+    """Whatever it asks us to wait: its server answers a probe. While that refuses too, the read is held."""
+    breakers = Breakers(backoff=Backoff(first=0.001, most=0.001, pace=0.0))
+    pages.wait = "0"
+    reads: Any = payload(f"{pages.url}503", pages.url)
+    with pytest.raises(Suspect, match="503"):
+        breakers.hold(reads.read, reads.probe, beat=lambda: None, scope="articles")
+    assert breakers.passes("articles")
+    pages.status = 503
+    held = threading.Thread(target=_held, args=(breakers, reads), daemon=True)
+    held.start()
+    wait_for(lambda: not breakers.passes("articles") and len(pages.asked) > 100, "it is held")
+    assert held.is_alive()
+    pages.status = 200
+    held.join(10)
+    assert not held.is_alive()
+
+
+def _held(breakers: Breakers, reads: Any) -> None:
+    with pytest.raises(Suspect):
+        breakers.hold(reads.read, reads.probe, beat=lambda: None, scope="articles")
 
 
 @pytest.mark.parametrize("how", ["short", "rude"])
@@ -156,12 +198,19 @@ def test_a_server_is_probed_with_what_it_answered_well(pages: Any) -> None:
     reads: Any = payload(f"{pages.url}a", pages.url)
     reads.probe()
     assert pages.asked == ["HEAD /"]
+    pages.status = 500  # a root that nobody made
+    reads.probe()
+    for pages.status in (429, 502, 503, 504):
+        with pytest.raises(UnavailableError, match=str(pages.status)):
+            reads.probe()
+    pages.status = 200
+    pages.asked[1:] = []
     reads.read()
     reads.probe()
     assert pages.asked[1:] == ["/docs/a", "HEAD /docs/a"]
-    pages.status = 502
-    with pytest.raises(UnavailableError, match="answers 502"):
-        reads.probe()
+    for pages.status in (500, 502):
+        with pytest.raises(UnavailableError, match=f"answers {pages.status}"):
+            reads.probe()
     pages.status = 501  # it has no such method, and is there
     reads.probe()
 
@@ -195,6 +244,18 @@ def test_a_drip(pages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uris, "TOTAL_SECONDS", 0.3)
     with pytest.raises(UnavailableError, match="takes too long"):
         payload(f"{pages.url}drip", pages.url).read()
+
+
+def test_a_head_that_drips(pages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one whose headers come so, and a probe's are bounded too."""
+    monkeypatch.setattr(uris, "TOTAL_SECONDS", 0.3)
+    reads: Any = payload(f"{pages.url}slow-head", pages.url)
+    pages.status = None
+    for ask in (reads.read, reads.probe):
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            ask()
+        assert time.monotonic() - began < 2, "a head takes 4.5 s here"
 
 
 @pytest.mark.parametrize(

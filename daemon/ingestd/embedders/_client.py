@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from ingestd.answers import PackedError, TooLargeError, body, retry_after
+from ingestd.answers import PackedError, TooLargeError, body, bound_heads, retry_after
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
 
 if TYPE_CHECKING:
@@ -199,11 +199,16 @@ def _pool(base: str, timeout: float, connections: int, ca_file: Path | None) -> 
             said = f"{unquote(user.username)}:{unquote(user.password or '')}"
             wishes["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=said)
         try:
-            return urllib3.ProxyManager(proxy, **wishes)
+            return _bounded(urllib3.ProxyManager(proxy, **wishes), timeout)
         except urllib3.exceptions.ProxySchemeUnknown as error:
             variable = f"{parts.scheme}_proxy"
             raise ConfigError(f"base_url: the proxy in ${variable} cannot be used: {error}") from error
-    return urllib3.PoolManager(**wishes)
+    return _bounded(urllib3.PoolManager(**wishes), timeout)
+
+
+def _bounded(pool: urllib3.PoolManager, seconds: float) -> urllib3.PoolManager:
+    bound_heads(pool, seconds)
+    return pool
 
 
 def _whole(response: BaseHTTPResponse, deadline: float) -> bytes:

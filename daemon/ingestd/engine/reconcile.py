@@ -44,6 +44,8 @@ class Reconciled:
     """Documents whose entries were rebuilt from the collection."""
     missing: int = 0
     """Rows that the ledger knew, and that were not there."""
+    made_anew: bool = False
+    """It is another collection than the ledger was about."""
 
 
 def reconcile(
@@ -210,7 +212,7 @@ class _Check:
 
 
 def _rebuild(ledger: Ledger, sink: Sink, identity: str, beat: Callable[[], None]) -> Reconciled:
-    documents = 0
+    documents, bound = 0, ledger.binding(sink.collection)
 
     def counted(entries: Iterator[Entry]) -> Iterator[Entry]:
         nonlocal documents
@@ -222,7 +224,9 @@ def _rebuild(ledger: Ledger, sink: Sink, identity: str, beat: Callable[[], None]
         ledger.bind(sink.collection, identity, counted(rows.entries()))
     if documents:
         log.warning("ledger rebuilt from Milvus", collection=sink.collection, documents=documents)
-    return Reconciled(rebuilt=documents)
+    if bound is not None:
+        _say_made_anew(sink.collection)
+    return Reconciled(rebuilt=documents, made_anew=bound is not None)
 
 
 def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
@@ -234,12 +238,17 @@ def bind_anew(ledger: Ledger, collection: str, identity: str) -> Reconciled:
     if bound != identity:
         ledger.bind(collection, identity, ())
         if bound is not None:
-            log.warning(
-                "the collection was made anew, and lacks what was committed before",
-                collection=collection,
-                cure="to have all records of its Kafka topics again, give their sources a new group_id",
-            )
+            _say_made_anew(collection)
+            return Reconciled(made_anew=True)
     return Reconciled()
+
+
+def _say_made_anew(collection: str) -> None:
+    log.warning(
+        "the collection was made anew, or is another one, and lacks what was committed before",
+        collection=collection,
+        cure="to have all records of its Kafka topics again, give their sources a new group_id",
+    )
 
 
 def _batches(ledger: Ledger, collection: str) -> Iterator[list[Entry]]:

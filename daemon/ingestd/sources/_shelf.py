@@ -1,12 +1,12 @@
 """A shelf: a folder beside the watched one that files are moved to when they are at an end, ``done`` or ``failed``.
 
 A file keeps the path that it had below the watched folder, and its sidecar goes with it. A name that is taken gets a
-number (``report.1.txt``), for nothing is ever overwritten; numbers have no gaps, so the next one is found in a few
-looks, and so is the file that came last. A file that failed has its reason beside it, in ``NAME.reason.json``, which is
-there before it is.
+number (``report.1.txt``), for nothing is ever overwritten; the next one is found in a few looks, and a name's files are
+found without a listing. A file that failed has its reason beside it, in ``NAME.reason.json``, which is there before it
+is, and says when it failed.
 
-Directories are opened one by one and never through a symlink. Naming by the time was turned down: finding the last one
-would take a listing of all.
+Directories are opened one by one and never through a symlink. Naming by the time was turned down: finding a name's
+files would take a listing of all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import stat
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ingestd.errors import DocumentError
@@ -33,6 +34,8 @@ REASON = b".reason.json"
 _LONGEST = NAME_BYTES - len(REASON)
 """Of a name with a number, so that what belongs to it has room too."""
 _LONGEST_EXTENSION = 32
+_LOOKED_AT = 64
+"""Numbers of a name that are looked at one by one."""
 _REASON_BYTES = 65_536
 """Of a reason that is read back: ours are smaller."""
 _SIDECAR_BYTES = 1 << 20
@@ -134,7 +137,7 @@ class Shelf:
         above, _, name = path.rpartition(b"/")
         try:
             with self._directory(above, make=False) as directory:
-                put = _latest_of_document(directory, name, document)
+                put = _latest_of_document(directory, name, document, thoroughly=True)
                 file = None if put is None else _stat(directory, put)
                 if put is None or file is None:
                     return False
@@ -163,7 +166,7 @@ class Shelf:
         above, _, name = path.rpartition(b"/")
         try:
             with self._directory(above, make=False) as directory:
-                put = _last_of_document(directory, name, document)
+                put = _latest_of_document(directory, name, document, thoroughly=False)
                 return put is not None and _reason_of(directory, put) == document
         except OSError as error:
             if error.errno in NOT_THERE:
@@ -232,7 +235,9 @@ class Shelf:
     ) -> None:
         """Move a sidecar to its file; one that was left behind to the file that came last."""
         if left:
-            put = _last(directory, put) or put
+            numbers = _numbers(directory, put)
+            left_by = [numbered(put, number) for number in numbers]
+            put = max(left_by, key=lambda one: _moved(directory, one), default=put)
         number = 0
         while True:
             target = Place(directory, numbered(put, number) + SIDECAR)
@@ -378,58 +383,61 @@ def _last_of(is_taken: Callable[[int], bool], low: int) -> int:
     return low
 
 
-def _last(directory: int, name: bytes) -> bytes | None:
-    """Return the name that the file of a name has that came last; None: there is none."""
-    number = _last_number(directory, name)
-    return None if number is None else numbered(name, number)
+def _numbers(directory: int, name: bytes) -> list[int]:
+    """Return the numbers that files of a name have, in order, as far as ``_LOOKED_AT``.
+
+    There may be gaps: a shelf that is cleaned by age loses its first numbers, and they are given again.
+    """
+    return [number for number in range(_LOOKED_AT) if _stat(directory, numbered(name, number)) is not None]
 
 
-def _last_number(directory: int, name: bytes) -> int | None:
-    """Return the number of the file of a name that came last; None: there is none. The first may be gone again."""
-
-    def is_taken(number: int) -> bool:
-        return _is_there(directory, numbered(name, number))
-
-    first = next((number for number in (0, 1) if is_taken(number)), None)
-    return None if first is None else _last_of(is_taken, first)
+def _all_numbers(directory: int, name: bytes) -> list[int]:
+    """Return the same, however large they are, by a look at all names: it takes its time, and is for what is rare."""
+    found = (_number_of(name, os.fsencode(put)) for put in os.listdir(directory))
+    return sorted(number for number in found if number is not None)
 
 
-def _last_of_document(directory: int, name: bytes, document: str) -> bytes | None:
-    """Return the name of the file that came last and whose reason names a document.
+def _latest_of_document(directory: int, name: bytes, document: str, *, thoroughly: bool) -> bytes | None:
+    """Return the name of the file that was put here last and whose reason names a document.
 
     Where there is none, the last without a reason, which somebody took away; None: there is none either. Another
-    source's file may have come later, where two have one shelf.
+    source's file may have come later, where two have one shelf. When a file failed is what its reason says; the file's
+    own times are asked where it says nothing, for whoever gives a shelf other rights, or copies it, changes those.
+
+    Args:
+        directory: The shelf's.
+        name: The file's, without a number.
+        document: The document.
+        thoroughly: Whether all names are looked at where there are more than a few of this one, or none.
     """
-    last, without = _last_number(directory, name), None
-    for number in range(-1 if last is None else last, -1, -1):
-        put = numbered(name, number)
-        if _is_there(directory, put):
-            said = _reason_of(directory, put)
-            if said == document:
-                return put
-            without = put if said is None and without is None else without
-    return without
-
-
-def _latest_of_document(directory: int, name: bytes, document: str) -> bytes | None:
-    """Return the same as ``_last_of_document``, by the times at which files were moved here, and not by their numbers.
-
-    A shelf that is cleaned by age loses its first numbers, and they are given again. Looking at all names takes its
-    time, and is for what is rare.
-    """
+    numbers = _numbers(directory, name)
+    if thoroughly and (not numbers or numbers[-1] == _LOOKED_AT - 1):
+        numbers = _all_numbers(directory, name)
+    if numbers == [0] and _reason_of(directory, name) == document:
+        return name
     found = []
-    for put in map(os.fsencode, os.listdir(directory)):
-        number = _number_of(name, put)
-        file = None if number is None else _stat(directory, put)
-        if number is not None and file is not None and stat.S_ISREG(file.st_mode):
-            found.append((file.st_ctime_ns, number, put))
+    for number in numbers:
+        put = numbered(name, number)
+        file = _stat(directory, put)
+        if file is not None:
+            said = _said(directory, _reason_name(put))
+            owner = None if said is None else str(said.get("document_id", ""))
+            failed = _seconds(str((said or {}).get("last_failed_at", "")))
+            found.append((file.st_ctime if failed is None else failed, file.st_ctime, number, owner))
     without = None
-    for _, _, at in sorted(found, reverse=True):
-        said = _reason_of(directory, at)
-        if said == document:
-            return at
-        without = at if said is None and without is None else without
+    for _, _, number, owner in sorted(found, key=lambda one: one[:3], reverse=True):
+        if owner == document:
+            return numbered(name, number)
+        without = numbered(name, number) if owner is None and without is None else without
     return without
+
+
+def _seconds(time: str) -> float | None:
+    """Return a time of a reason in seconds since 1970; None: it is none."""
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _number_of(name: bytes, put: bytes) -> int | None:
@@ -476,25 +484,37 @@ def _equal(one: Place, other: Place) -> bool:
 
 def _is_anothers(directory: int, name: bytes, document: str) -> bool:
     """Return whether a name is taken by something that is not the reason of this document."""
-    return _read_reason(directory, name) not in {None, document}
+    return _owner(directory, name) not in {None, document}
 
 
 def _reason_of(directory: int, put: bytes) -> str | None:
     """Return which document's reason is beside a file; empty: what is there is none; None: nothing is."""
-    return _read_reason(directory, _reason_name(put))
+    return _owner(directory, _reason_name(put))
 
 
-def _read_reason(directory: int, name: bytes) -> str | None:
+def _owner(directory: int, name: bytes) -> str | None:
+    said = _said(directory, name)
+    return None if said is None else str(said.get("document_id", ""))
+
+
+def _said(directory: int, name: bytes) -> Mapping[str, Json] | None:
+    """Return what a reason says; nothing, if it is none; None: there is nothing of that name."""
     try:
         descriptor = os.open(name, _FILE, dir_fd=directory)
     except FileNotFoundError:
         return None
     except OSError:
-        return ""
+        return {}
     try:
         said = json.loads(os.read(descriptor, _REASON_BYTES))
     except (OSError, ValueError, RecursionError):
-        return ""
+        return {}
     finally:
         os.close(descriptor)
-    return str(said.get("document_id", "")) if isinstance(said, dict) else ""
+    return said if isinstance(said, dict) else {}
+
+
+def _moved(directory: int, name: bytes) -> float:
+    """Return when a file was put here."""
+    file = _stat(directory, name)
+    return 0.0 if file is None else file.st_ctime

@@ -74,7 +74,8 @@ class Extract:
         try:
             return self._patience.hold(payload.read, probe)
         except Suspect as error:
-            raise TransientError(str(error)) from error
+            wait = getattr(error.__cause__, "wait", None)
+            raise TransientError(str(error), wait=wait) from error
 
     def _text(self, content: Content) -> Document:
         return self._patience.hold(

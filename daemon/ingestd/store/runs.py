@@ -24,7 +24,7 @@ class Unclean:
     crashed: bool
     """The last run did not write its end."""
     rebooted: bool
-    """The machine was started again since."""
+    """The machine was started again, and what it may have taken was not verified since."""
     unverified: bool
     """The last run ended before it had verified what it had to."""
 
@@ -36,6 +36,8 @@ class _Run:
     started_at: float
     ended: bool
     doubt: bool
+    rebooted: bool = False
+    """The doubt is that of a restarted machine: as long as it lasts, whatever number of runs begin meanwhile."""
 
 
 def boot_id() -> str | None:
@@ -51,16 +53,17 @@ def begin(connection: sqlite3.Connection, *, boot: str | None, pid: int, now: fl
     before = last(connection)
     unclean = None
     if before is not None:
-        rebooted = boot is None or before.boot != boot
+        rebooted = boot is None or before.boot != boot or before.rebooted
         unclean = Unclean(crashed=not before.ended, rebooted=rebooted, unverified=before.ended and before.doubt)
     doubt = unclean is not None and (unclean.crashed or unclean.rebooted or unclean.unverified)
-    _write(connection, _Run(boot=boot, pid=pid, started_at=now, ended=False, doubt=doubt))
+    rebooted = unclean is not None and unclean.rebooted
+    _write(connection, _Run(boot=boot, pid=pid, started_at=now, ended=False, doubt=doubt, rebooted=rebooted))
     return unclean if doubt else None
 
 
 def verified(connection: sqlite3.Connection) -> None:
     """Note that nothing is in doubt any more."""
-    _amend(connection, doubt=False)
+    _amend(connection, doubt=False, rebooted=False)
 
 
 def end(connection: sqlite3.Connection) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from ingestd.errors import DocumentError, UnavailableError
+from ingestd.errors import ConfigError, DocumentError, UnavailableError
 from ingestd.sources._kafka.connection import writer
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.letters import replay_headers
@@ -36,8 +36,8 @@ def write_again(name: str, config: Config, record: Record, version: Version) -> 
         version: What it was when it came first.
 
     Raises:
-        DocumentError: Its topic does not take it.
-        ConfigError: The brokers refuse us.
+        DocumentError: Its topic does not take it, or not from us: consumers have no right to write as a rule, and a
+            letter that waits for one is no reason to end.
         UnavailableError: No broker answers.
     """
     try:
@@ -55,5 +55,11 @@ def write_again(name: str, config: Config, record: Record, version: Version) -> 
             "partition: have the topic take it (max.message.bytes), or produce a smaller version of the document"
         ) from error
     except (KafkaError, OSError) as error:
-        raise_if_refused(name, error)
+        try:
+            raise_if_refused(name, error)
+        except ConfigError as refused:
+            raise DocumentError(
+                f"{record.position}: another member holds its partition, and our user may not write to its topic: "
+                f"allow that, or replay on the member that holds the partition ({refused})"
+            ) from error
         raise UnavailableError(f"kafka:{name}", f"{record.position} cannot be written again: {told(error)}") from error

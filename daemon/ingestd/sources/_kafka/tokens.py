@@ -15,6 +15,7 @@ from urllib.parse import quote_plus
 import urllib3
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
+from ingestd.answers import bound_heads
 from ingestd.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class OidcTokens(AbstractTokenProvider):  # type: ignore[misc]  # kafka-python h
         super().__init__()
         self._url, self._client_id, self._secret, self._scope = url, client_id, client_secret, scope
         self._pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=FETCH_SECONDS)
+        bound_heads(self._pool, FETCH_SECONDS)
         self._clock = clock
         self._lock = threading.Lock()
         self._token: str | None = None

@@ -24,7 +24,7 @@ import structlog
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from ingestd.answers import PackedError, TooLargeError, body, retry_after
+from ingestd.answers import PackedError, TooLargeError, body, bound_heads, retry_after
 from ingestd.errors import ConfigError, IngestError, UnavailableError
 from ingestd.model import Check
 from ingestd.sources._values.decoded import RefusedError, shown
@@ -356,4 +356,6 @@ def _pool(config: SchemaRegistry, path: str) -> urllib3.PoolManager:
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"{path}.ca_file: {config.ca_file} cannot be used: {error}") from error
     timeout = urllib3.Timeout(connect=config.timeout_seconds, read=config.timeout_seconds)
-    return urllib3.PoolManager(num_pools=4, maxsize=2, retries=False, timeout=timeout, ssl_context=context)
+    pool = urllib3.PoolManager(num_pools=4, maxsize=2, retries=False, timeout=timeout, ssl_context=context)
+    bound_heads(pool, config.timeout_seconds)
+    return pool

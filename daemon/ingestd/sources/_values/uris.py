@@ -19,7 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from ingestd.answers import PackedError, TooLargeError, body, retry_after
+from ingestd.answers import PackedError, TooLargeError, body, bound_heads, retry_after
 from ingestd.errors import DocumentError, TransientError, UnavailableError
 from ingestd.model import Content
 from ingestd.sources._values.decoded import RefusedError, shown
@@ -36,6 +36,8 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 TOTAL_SECONDS = 120.0
 """For a whole document: a server that sends a byte now and then would keep an extraction thread for ever."""
+LONGEST_FETCH = CONNECT_SECONDS + TOTAL_SECONDS + READ_SECONDS
+"""Seconds that a fetch, or a probe, takes at most: a host with several addresses is tried at each within the first."""
 
 _ADDRESS = re.compile(
     r"(?P<scheme>https?|file)://(?P<host>[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?",
@@ -46,6 +48,8 @@ _GONE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
 )
 _OK, _MOVED, _CLIENT, _SERVER, _NO_SUCH_METHOD = 200, 300, 400, 500, 501
+_AWAY = frozenset({502, 503, 504})
+"""Statuses of a server, or of what stands before one, that is not there now; 500 is any fault of a page."""
 _PASSING = frozenset({408, 425, 429})
 """Statuses of the 400s that say nothing about the document."""
 
@@ -120,6 +124,7 @@ class Uris:
         self._max_bytes = max_bytes
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         self._pool = urllib3.PoolManager(num_pools=8, maxsize=8, retries=False, timeout=timeout)
+        bound_heads(self._pool, TOTAL_SECONDS)
         self._good: dict[str, str] = {}
         """By server, an address that was answered well: what it is probed with."""
 
@@ -267,7 +272,9 @@ class HttpPayload:
             response = self.pool.request("HEAD", url, headers=_HEADERS, redirect=False)
         except (HTTPError, OSError) as error:
             raise UnavailableError(self._server, f"{self.address.host} does not answer: {error}") from error
-        if _is_outage(response.status):
+        # A root that nobody made may well answer 500: it tells less than an address that was read.
+        known = self._server in self.good
+        if _is_outage(response.status) if known else response.status in _AWAY | _PASSING:
             raise UnavailableError(self._server, f"{self.address.host} answers {response.status}")
 
     @property
@@ -279,8 +286,9 @@ class HttpPayload:
         if status == _OK:
             return
         if _is_outage(status):
-            wait = retry_after(response)
-            raise UnavailableError(self._server, f"{who} answers {status}", wait=wait, refused=wait is not None)
+            # Not taken for the server's own refusal, whatever it asks us to wait: one address may answer so for ever
+            # while all others are well. The probe tells.
+            raise UnavailableError(self._server, f"{who} answers {status}", wait=retry_after(response))
         if _MOVED <= status < _CLIENT:
             why = "redirects are not followed: send the address that it leads to"
             raise DocumentError(f"{who} answers {status}; {why}")
