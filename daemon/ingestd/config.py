@@ -94,7 +94,13 @@ class ExtractionSettings(_Section):
 class EmbeddingSettings(_Section):
     """How rows are gathered for the models."""
 
-    window: int = Field(512, ge=1, le=65536, description="The most chunks that go through the models at a time.")
+    window: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="The most chunks that go through the models at a time; not set: 512, and for a model behind an API "
+        "as many as fill several of its requests.",
+    )
     linger_seconds: float = Field(0.05, ge=0, le=10, description="How long an incomplete window waits for more.")
     timeout_seconds: float = Field(300.0, gt=0, description="The longest that a model may take for a window.")
     load_timeout_seconds: float = Field(600.0, gt=0, description="The longest that a model may take to load.")

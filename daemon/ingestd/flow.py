@@ -55,6 +55,7 @@ from ingestd.parts import (
     schema_of,
     strangers,
     tokenizer_of,
+    window_of,
 )
 from ingestd.sinks.milvus import MilvusSink
 from ingestd.sources._values.uris import LONGEST_FETCH
@@ -425,6 +426,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         is_open=lambda: breakers.passes(name),
     )
     processing = prepared.fingerprints.processing
+    window = window_of(settings, name)
 
     silence = _silence(settings)
 
@@ -483,8 +485,8 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             max_chunks=limits.max_chunks,
             kept=prepared.sink.kept,
         ),
-        embed=Embed(fields, window=settings.embedding.window, patience=patience("embed")),
-        window=settings.embedding.window,
+        embed=Embed(fields, window=window, patience=patience("embed")),
+        window=window,
         linger=settings.embedding.linger_seconds,
         write=Write(
             prepared.sink,

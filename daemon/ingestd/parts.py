@@ -40,6 +40,8 @@ ADDRESS_FILE = "milvus.json"
 """In the state directory: where the daemon's Milvus Lite is, for searches from other processes."""
 _PRIVATE = "ingestd-member-"
 _LEFT_SECONDS = 60.0
+WINDOW = 512
+"""Chunks that go through a model of this machine at a time: many batches, so that their texts are sorted by length."""
 LOOK_SECONDS = 60.0
 """Between two looks whether a new day has begun: a clock may be put right meanwhile."""
 _KEY = re.compile(r"[a-z_]+: ")
@@ -407,6 +409,16 @@ def schema_of(settings: Settings, collection: str, infos: Mapping[str, ModelInfo
         kind = kind_of(settings, collection, name, info)
         specs[name] = VectorSpec(vector, kind, info.dimension if kind is VectorKind.DENSE else None, info.space)
     return wanted(collection, specs, configured.fields)
+
+
+def window_of(settings: Settings, collection: str) -> int:
+    """Return the most chunks of a collection that go through its models at a time."""
+    if settings.embedding.window is not None:
+        return settings.embedding.window
+    configs = [settings.embedders[name].config for name in settings.collections[collection].embedders()]
+    wishes: list[int] = [getattr(config, "window", 0) for config in configs]
+    # A model on this machine beside one behind an API: its worker may not be silent for as long as that takes.
+    return max([WINDOW, *wishes]) if wishes and all(wishes) else WINDOW
 
 
 def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:

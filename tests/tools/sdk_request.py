@@ -39,7 +39,7 @@ def voyage(root: str, role: str) -> Sequence[Sequence[float]]:
     import voyageai  # noqa: PLC0415
 
     client = voyageai.Client(api_key=KEY, base_url=f"{root}/v1", max_retries=0)
-    answer = client.embed(TEXTS, model="a-model", input_type=role, truncation=True, output_dimension=DIMENSION)
+    answer = client.embed(TEXTS, model="a-model", input_type=role, truncation=False, output_dimension=DIMENSION)
     return list(answer.embeddings)
 
 
@@ -53,7 +53,7 @@ def cohere(root: str, role: str) -> Sequence[Sequence[float]]:
         model="a-model",
         input_type=f"search_{role}",
         embedding_types=["float"],
-        truncate="END",
+        truncate="NONE",
         output_dimension=DIMENSION,
     )
     return list(answer.embeddings.float_)

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     texts: Sequence[str]
     refusals: int = 0
     """How often the provider wanted it later, in a row."""
+    judge: bool = False
+    """It is the plain sentence that tells whether the provider is well."""
 
 
 class Call:
@@ -51,7 +53,7 @@ class Call:
     def __init__(
         self,
         role: Role,
-        batches: Sequence[Sequence[str]],
+        batches: Sequence[Batch],
         until: float,
         give_up: Callable[[], None],
         keep: Callable[[dict[tuple[Role, str], Vector | Fault]], None],
@@ -64,9 +66,16 @@ class Call:
         self.error: BaseException | None = None
         self.sound: bool | None = None
         """Whether a plain sentence passes; None: nobody had to ask."""
-        self._batches = deque(map(Batch, batches))
+        self.judging = threading.Lock()
+        """Held while that is found out."""
+        self._batches = deque(batches)
         self._under_way = 0
         self._changed = threading.Condition()
+
+    @property
+    def waiting(self) -> int:
+        """How many batches are still to be asked."""
+        return len(self._batches)
 
     def take(self) -> Batch | None:
         """Return what to ask next, waiting while others may still halve theirs; None: there is nothing more."""

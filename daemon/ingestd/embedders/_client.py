@@ -36,6 +36,12 @@ CONNECT_SECONDS = 10.0
 SHOWN = 300
 """The most characters of an answer that are shown."""
 
+_UNASKED = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.ProxyError,
+)
+"""Errors that come before a request was sent."""
 _OK, _TOO_MANY, _SERVER = range(200, 300), 429, 500
 _ABOUT_TEXTS = frozenset({400, 413, 422})
 _ABOUT_US = frozenset({401, 402, 403, 404, 405, 410})
@@ -58,6 +64,10 @@ class TooFast(Exception):  # noqa: N818 - a verdict on a request
     def __init__(self, message: str, wait: float | None) -> None:
         super().__init__(message)
         self.wait = wait
+
+
+class Unanswered(UnavailableError):  # noqa: N818 - a verdict on a request
+    """The provider was asked, and did not answer: it may have worked, and want to be paid."""
 
 
 class Unfit(ConfigError):  # noqa: N818 - a verdict on the configuration
@@ -138,7 +148,10 @@ class Client:
         except (TooLargeError, PackedError) as error:
             raise self._down("its answer is larger than any that was asked for, or compressed") from error
         except HTTPError as error:
-            raise self._down(f"no answer: {_cause(error)}") from error
+            down = self._down(f"no answer: {_cause(error)}")
+            if isinstance(error, _UNASKED):
+                raise down from error
+            raise Unanswered(self.dependency, str(down)) from error
         if response.status in _OK:
             return self._parsed(content), response.headers
         raise self._verdict(response, content)

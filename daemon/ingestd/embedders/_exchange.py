@@ -8,7 +8,7 @@ whatever order they came in.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
     from ingestd.embedders._client import Client
     from ingestd.model import DenseVectors, Role
+
+
+class Payload(Protocol):
+    """What is asked for texts."""
+
+    def __call__(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
+        """Return the request's body; ``cut``: texts that are too long are to be cut."""
+        ...
 
 
 class Exchange:
@@ -36,11 +44,12 @@ class Exchange:
 
     kind = VectorKind.DENSE
     known = True
+    inputs: int | None = None
 
     def __init__(
         self,
         path: str,
-        payload: Callable[[Sequence[str], Role], dict[str, Any]],
+        payload: Payload,
         rows: Callable[[Any, int], Sequence[Any]],
         used: Sequence[str],
         space: Mapping[str, Any] | None = None,
@@ -54,9 +63,9 @@ class Exchange:
         self._space = dict(space or {})
         self._unit = unit
 
-    def request(self, texts: Sequence[str], role: Role) -> Request:
+    def request(self, texts: Sequence[str], role: Role, *, cut: bool) -> Request:
         """Return the request for the vectors of texts."""
-        return Request(self._path, self._payload(texts, role))
+        return Request(self._path, self._payload(texts, role, cut=cut))
 
     def vectors(self, answer: Any, count: int) -> DenseVectors:  # noqa: ANN401 - JSON
         """Return an answer's vectors in the order of the texts."""
@@ -80,7 +89,7 @@ class Exchange:
 
 def listed(
     path: str,
-    payload: Callable[[Sequence[str], Role], dict[str, Any]],
+    payload: Payload,
     space: Mapping[str, Any] | None = None,
 ) -> Exchange:
     """Return an exchange whose answers are in OpenAI's form."""

@@ -2,8 +2,12 @@
 
 Owns what all HTTP embedders have in common. A call's texts are cut into requests by the provider's limits in inputs and
 tokens; several are in flight at a time, each in its turn (``_pace``). A request that the provider refuses for its texts
-is halved until the bad text stands alone, and that one is believed to be bad only where a plain sentence passes. What
-was embedded before a call failed is kept, for the caller comes back with the same texts: nothing is paid for twice.
+is halved until the bad text stands alone, and that one is believed to be bad only where a plain sentence passes; an
+answer that is bad as a whole has that sentence asked first, for every half would be paid for. What was embedded before
+a call failed is kept, for the caller comes back with the same texts: nothing is paid for twice.
+
+Providers are told to refuse a text that is longer than their model sees, not to cut it: what they cut they do not say.
+It is asked for again to be cut, and counted; where a provider cuts whatever it is told, our own count has to do.
 
 A provider's file says what goes on the wire and what comes back (``Wire``), and nothing else. One request at a time
 with a client library's own tries was turned down: it is limited by the round trip, and a bad text fails its batch.
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import threading
 import time
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
@@ -20,11 +25,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from ingestd.devices.check import LARGEST_INDEX, BadVectorsError, check
 from ingestd.embedders import _folder
 from ingestd.embedders._calls import Batch, Call, Fault, Kept
-from ingestd.embedders._client import Client, RefusedTexts, TooFast, Unfit
+from ingestd.embedders._client import Client, RefusedTexts, TooFast, Unanswered, Unfit
 from ingestd.embedders._location import locate
 from ingestd.embedders._pace import Pace
 from ingestd.embedders._sparse import mark_empty
@@ -45,6 +52,12 @@ LONGEST = 150.0
 """Seconds that a call may take, and one answer more. What is slower counts as away; what it answered is kept."""
 TRIES = 5
 """Refusals of one request for being too fast, one after the other, that count as an outage."""
+WINDOW = 1_024
+"""The least texts of a call where there are as many: between two calls nothing is in flight."""
+LARGEST_WINDOW = 4_096
+"""The most: with their vectors and the answers that these are read from, they are in memory together."""
+_ABOUT_LENGTH = ("token", "length", "too long", "too large")
+"""Words in a refusal that is about a text's length."""
 
 
 class RemoteConfig(BaseModel):
@@ -59,6 +72,8 @@ class RemoteConfig(BaseModel):
     """The same on tokens."""
     length: ClassVar[int] = 8_000
     """The most tokens of a text that its models see, where ``max_tokens`` does not say."""
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "refused"
+    """What becomes of a longer text there: it is cut where the request says so, it is refused, or cut silently."""
 
     model: str = Field(min_length=1, description="The model's name, as the provider has it.")
     base_url: str = Field(description="Where the API is; default: the provider's own.")
@@ -100,6 +115,12 @@ class RemoteConfig(BaseModel):
     def _address(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+        try:
+            host = parse_url(value).host
+        except LocationParseError:
+            host = None
+        if not host:
+            raise ValueError("has no host, or a port that is none")
         return value.rstrip("/")
 
     @field_validator("api_key")
@@ -124,7 +145,7 @@ class RemoteConfig(BaseModel):
         Raises:
             ConfigError: There is no such tokenizer, or the prompt leaves no room.
         """
-        length = self.max_tokens or self.length
+        length = self.max_tokens or self.seen
         counting = self._tokenizer(None)
         room = length - counting.special_tokens() - counting.count(self.document_prompt)
         if room < 1:
@@ -139,6 +160,21 @@ class RemoteConfig(BaseModel):
         except ConfigError as error:
             raise ConfigError(*(fault.replace("model:", "tokenizer_model:", 1) for fault in error.faults)) from error
         return FileTokenizer(_folder.tokenizer_file(folder), limit=limit)
+
+    @property
+    def seen(self) -> int:
+        """The most tokens of a text that the model sees."""
+        return self.length
+
+    @property
+    def window(self) -> int:
+        """How many texts a call should have: full requests, several in flight, and no more than a minute allows."""
+        texts = self.batch_texts or self.inputs
+        round_ = texts * self.concurrency
+        window = min(round_ * math.ceil(WINDOW / round_), max(texts, LARGEST_WINDOW // texts * texts))
+        if self.requests_per_minute is not None:
+            window = min(window, texts * max(1, int(self.requests_per_minute)))
+        return window
 
     def prompt(self, role: Role) -> str:
         """Return what is put before a text of a role."""
@@ -160,6 +196,10 @@ class RemoteConfig(BaseModel):
         return RemoteEmbedder(name, self, wire)
 
 
+class _BadAnswer(RefusedTexts):
+    """An answer in which no text has a usable vector."""
+
+
 class Request(NamedTuple):
     """What a provider is asked."""
 
@@ -171,11 +211,13 @@ class Wire(Protocol):
     """What goes on the wire to a provider, and what comes back."""
 
     kind: VectorKind
+    inputs: int | None
+    """The most texts of a request, where the server has said so."""
     known: bool
     """Whether ``space`` needs no answer of the provider."""
 
-    def request(self, texts: Sequence[str], role: Role) -> Request:
-        """Return the request for the vectors of texts, prompts included."""
+    def request(self, texts: Sequence[str], role: Role, *, cut: bool) -> Request:
+        """Return the request for the vectors of texts, prompts included; ``cut``: too long ones are to be cut."""
         ...
 
     def vectors(self, answer: Any, count: int) -> Vectors:  # noqa: ANN401 - JSON
@@ -227,6 +269,8 @@ class RemoteEmbedder:
         self._places = threading.BoundedSemaphore(config.concurrency)
         self._loading = threading.Lock()
         self._counts = threading.Lock()
+        self._unsound = False
+        """It had no vector for a plain sentence: that is asked first, before anything else is paid for."""
         self._info: ModelInfo | None = None
         self.tokens_used = 0
         """Tokens that were paid for, as the provider counts them, or as we do where it does not say."""
@@ -326,21 +370,29 @@ class RemoteEmbedder:
             said = f"the text holds half a surrogate pair at character {error.start}, which no encoding can write"
             raise DocumentError(f"{self.name}: {said}") from error
         limit = self._counting.limit
-        # Where tokens are estimated, the provider itself cuts, or refuses: a guess would cut texts that fit.
-        if self._config.tokenizer_model is None or limit is None or len(text) <= limit:
+        if limit is None or len(text) <= limit:
             return text
-        return self._cut(text, limit)
+        if self._config.tokenizer_model is not None:
+            short = self._cut(text, limit)
+        elif self._config.cutting == "silent" and self._counting.count(text) > limit:
+            short = self._cut(text, limit)  # an estimate, and all that there is
+        else:
+            return text  # the provider refuses it, if it is too long: a guess would cut texts that fit
+        if short != text:
+            if self._config.too_long == "fail":
+                said = f"a chunk has more than the {limit} tokens that the model sees: cut smaller chunks (max_tokens)"
+                raise DocumentError(f"{self.name}: {said}")
+            self._count_cut()
+        # What is cut on the way is cut exactly there; of an estimate nothing but the count is used.
+        return short if self._config.tokenizer_model is not None else text
 
     def _cut(self, text: str, limit: int) -> str:
         offsets = self._counting.offsets(text)
-        if len(offsets) <= limit:
-            return text
-        if self._config.too_long == "fail":
-            said = f"a chunk has {len(offsets)} tokens, and the model sees {limit}: cut smaller chunks (max_tokens)"
-            raise DocumentError(f"{self.name}: {said}")
+        return text if len(offsets) <= limit else text[: int(offsets[limit - 1][1])]
+
+    def _count_cut(self) -> None:
         with self._counts:
             self.texts_cut += 1
-        return text[: int(offsets[limit - 1][1])]
 
     def _ask(
         self, texts: Sequence[str], role: Role, known: Mapping[tuple[Role, str], Vector | Fault]
@@ -348,22 +400,34 @@ class RemoteEmbedder:
         """Return what becomes of each text; where the call fails, all that is known is kept for the next."""
         if not texts:
             return {}
-        batches = list(self._batches(texts, role))
+        batches = [Batch(some) for some in self._batches(texts, role)]
+        if self._unsound:
+            self._run(
+                Call(role, [Batch([PROBE], judge=True)], self._clock() + LONGEST, self._pace.give_up, self._kept.put)
+            )
         call = Call(role, batches, self._clock() + LONGEST, self._pace.give_up, self._kept.put)
-        for _ in range(min(self._config.concurrency, len(batches))):
+        try:
+            self._run(call)
+        except BaseException:
+            self._kept.put({**known, **call.found})
+            raise
+        return call.found
+
+    def _run(self, call: Call) -> None:
+        """Have a call's batches asked for, several at a time."""
+        for _ in range(min(self._config.concurrency, call.waiting)):
             # Not of a pool: such threads are waited for at the end of the process, for as long as an answer may take.
             threading.Thread(target=self._work, args=(call,), name=f"provider-{self.name}", daemon=True).start()
         while not call.over(0.1):
             if self._closed.is_set():
                 raise Stopped
         if call.error is not None:
-            self._kept.put({**known, **call.found})
             raise Stopped if self._closed.is_set() else call.error
-        return call.found
 
     def _batches(self, texts: Sequence[str], role: Role) -> Iterator[list[str]]:
         """Yield the texts of each request."""
-        most = self._config.batch_texts or self._config.inputs
+        most = self._config.batch_texts or self._wire.inputs or self._config.inputs
+        limit = self._counting.limit
         room = self._config.batch_tokens or self._config.tokens
         if self._config.tokens_per_minute is not None:
             room = min(room, int(self._config.tokens_per_minute))  # a request of more would never pass
@@ -372,12 +436,16 @@ class RemoteEmbedder:
         tokens = 0
         for text in texts:
             size = prompt + self._counting.count(text)
+            if limit is not None and size - prompt > limit:
+                yield [text]  # it is probably refused: alone it costs no other
+                continue
             if batch and (len(batch) == most or tokens + size > room):
                 yield batch
                 batch, tokens = [], 0
             batch.append(text)
             tokens += size
-        yield batch
+        if batch:
+            yield batch
 
     def _work(self, call: Call) -> None:
         """Ask for one batch after the other: in a thread of its own."""
@@ -417,36 +485,59 @@ class RemoteEmbedder:
             return self._exchange(call, batch)
         except RefusedTexts as error:
             refused = error
+        if batch.judge:
+            raise self._unfit(call, refused)
+        if isinstance(refused, _BadAnswer) and self._info is not None and not self._passes(call):
+            raise self._unfit(call, refused)
         if len(texts) > 1:
             middle = len(texts) // 2
             return {}, [Batch(texts[:middle]), Batch(texts[middle:])]
         # Behind the handler: this asks again, and what comes of that is the caller's to translate.
         return self._alone(call, texts[0], refused), []
 
-    def _exchange(self, call: Call, batch: Batch) -> tuple[Mapping[str, Vector | Fault], list[Batch]]:
+    def _exchange(
+        self, call: Call, batch: Batch, *, cut: bool = False
+    ) -> tuple[Mapping[str, Vector | Fault], list[Batch]]:
         """Ask once. Texts whose vectors are no good are asked for again, alone."""
         texts = batch.texts
-        request = self._wire.request([self._config.prompt(call.role) + text for text in texts], call.role)
-        tokens = sum(map(self._counting.count, texts))
+        prompted = [self._config.prompt(call.role) + text for text in texts]
+        request = self._wire.request(prompted, call.role, cut=cut)
+        tokens = sum(map(self._counting.count, prompted))
         self._await_turn(call, tokens, again=batch.refusals > 0)
         with self._in_flight(call):
-            answer, headers = self._client.post(request.path, request.payload)
+            try:
+                answer, headers = self._client.post(request.path, request.payload)
+            except Unanswered:
+                self._pay(tokens)  # it was sent, and may have been worked on
+                raise
         self._pace.answered(headers)
+        self._pay(self._counted(answer, tokens))
         try:
             vectors = self._wire.vectors(answer, len(texts))
-            counted = self._wire.tokens(answer)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             said = f"{self._client.host} answers with something else than vectors: {type(error).__name__}: {error}"
             raise UnavailableError(self._client.dependency, said) from error
-        with self._counts:
-            self.tokens_used += tokens if counted is None else counted
         if isinstance(vectors, SparseVectors) and call.role is Role.DOCUMENT:
             vectors = mark_empty(vectors, LARGEST_INDEX)
         faults = self._faults(vectors, len(texts), call.role)
-        if faults and len(texts) == 1:
-            raise RefusedTexts(f"the provider's vector {faults[0]}")
+        if faults and len(faults) == len(texts):
+            raise _BadAnswer(f"the provider's vector {faults[0]}")
+        if batch.judge or list(texts) == [PROBE]:
+            self._unsound = False
         good = {text: vectors[at] for at, text in enumerate(texts) if at not in faults}
         return good, [Batch([texts[at]]) for at in faults]
+
+    def _counted(self, answer: Any, estimate: int) -> int:  # noqa: ANN401 - JSON
+        """Return the tokens that an answer says it cost, whatever else is wrong with it; where it does not, ours."""
+        try:
+            counted = self._wire.tokens(answer)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            counted = None
+        return estimate if counted is None else counted
+
+    def _pay(self, tokens: int) -> None:
+        with self._counts:
+            self.tokens_used += tokens
 
     @contextlib.contextmanager
     def _in_flight(self, call: Call) -> Iterator[None]:
@@ -463,7 +554,7 @@ class RemoteEmbedder:
         """Return what is wrong with the vector of which text.
 
         Raises:
-            RefusedTexts: It is the answer as a whole, or no text's alone.
+            _BadAnswer: It is the answer as a whole, or no text's alone.
         """
         dimension = None if self._info is None else self._info.dimension
         if dimension is None and isinstance(vectors, np.ndarray):
@@ -472,7 +563,7 @@ class RemoteEmbedder:
             check(vectors, self._wire.kind, count, dimension, role=role)
         except BadVectorsError as error:
             if not error.faults:
-                raise RefusedTexts(str(error)) from error
+                raise _BadAnswer(str(error)) from error
             return error.faults
         return {}
 
@@ -484,21 +575,48 @@ class RemoteEmbedder:
         """
         if text == PROBE or self._info is None:
             return {text: Fault(error)}
-        limit = self._counting.limit
-        if self._config.too_long == "truncate" and limit is not None and (short := self._cut(text, limit)) != text:
-            with contextlib.suppress(RefusedTexts):
-                found, _ = self._exchange(call, Batch([short]))
-                return {text: found[short]}
-        if call.sound is None:
-            try:
-                self._exchange(call, Batch([PROBE]))
-                call.sound = True
-            except RefusedTexts:
-                call.sound = False
-        if not call.sound:
-            said = f"{self._client.host} refuses every text: {error}; look at model and dimension"
-            raise UnavailableError(self._client.dependency, said, refused=True) from error
+        if self._config.too_long == "truncate" and not isinstance(error, _BadAnswer):
+            for short, cut in self._shorter(text, error):
+                with contextlib.suppress(RefusedTexts):
+                    found, _ = self._exchange(call, Batch([short]), cut=cut)
+                    self._count_cut()
+                    return {text: found[short]}
+        if not self._passes(call):
+            raise self._unfit(call, error) from error
         return {text: Fault(error)}
+
+    def _shorter(self, text: str, error: RefusedTexts) -> Iterator[tuple[str, bool]]:
+        """Yield what to ask in place of a text that was refused, where it may be for its length: the beginning of it.
+
+        By the provider itself where it cuts; else by our count, and less where that was an estimate.
+        """
+        limit = self._counting.limit
+        said = any(word in str(error).lower() for word in _ABOUT_LENGTH)
+        if self._config.cutting == "asked":
+            if said:
+                yield text, True
+            return
+        for part in (1, 2, 4) if said else (1,):
+            if limit is not None and (short := self._cut(text, max(1, limit // part))) != text:
+                yield short, False
+
+    def _passes(self, call: Call) -> bool:
+        """Return whether a plain sentence passes: asked for once a call."""
+        with call.judging:
+            if call.sound is None:
+                try:
+                    self._exchange(call, Batch([PROBE]))
+                    call.sound = True
+                except RefusedTexts:
+                    call.sound = False
+            return call.sound
+
+    def _unfit(self, call: Call, error: RefusedTexts) -> UnavailableError:
+        """Return what it means that the provider has no vector for a plain sentence either."""
+        call.sound = False
+        self._unsound = True
+        said = f"{self._client.host} refuses every text: {error}; look at model and dimension"
+        return UnavailableError(self._client.dependency, said, refused=True)
 
     def _await_turn(self, call: Call, tokens: int, *, again: bool) -> None:
         while (seconds := self._pace.wait(tokens, again=again)) > 0:

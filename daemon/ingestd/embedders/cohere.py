@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from ingestd.ports import DevicePool
 
+EARLIER = 512
+"""Tokens that the models of versions 2 and 3 see."""
 _INPUTS = {Role.DOCUMENT: "search_document", Role.QUERY: "search_query"}
 
 
@@ -24,6 +26,12 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 96
     tokens: ClassVar[int] = 128_000
     length: ClassVar[int] = 128_000
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "asked"
+
+    @property
+    def seen(self) -> int:
+        """The most tokens of a text that the model sees: those before version 4 see little."""
+        return EARLIER if any(f"v{version}" in self.model for version in (2, 3)) else self.length
 
     base_url: str = Field(default="https://api.cohere.com", description="Where the API is.")
 
@@ -45,12 +53,12 @@ class Config(RemoteConfig):
             ),
         )
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
         asked: dict[str, Any] = {
             "texts": list(texts),
             "model": self.model,
             "input_type": _INPUTS[role],
             "embedding_types": ["float"],
-            "truncate": "END" if self.too_long == "truncate" else "NONE",
+            "truncate": "END" if cut else "NONE",
         }
         return asked if self.dimension is None else asked | {"output_dimension": self.dimension}

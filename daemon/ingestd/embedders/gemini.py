@@ -8,9 +8,9 @@ request of its own in the batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ingestd.embedders._exchange import Exchange
 from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
@@ -32,8 +32,14 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 100
     tokens: ClassVar[int] = 20_000
     length: ClassVar[int] = 2048
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "silent"
 
     base_url: str = Field(default="https://generativelanguage.googleapis.com/v1beta", description="Where the API is.")
+
+    @field_validator("model")
+    @classmethod
+    def _named_once(cls, value: str) -> str:
+        return value.removeprefix("models/")
 
     def build(self, name: str, devices: DevicePool) -> RemoteEmbedder:  # noqa: ARG002 - the port's; it needs none
         """Return the embedder; the provider is first asked when its model is.
@@ -57,7 +63,7 @@ class Config(RemoteConfig):
     @property
     def has_tasks(self) -> bool:
         """Whether the model takes the role as a task, and not in front of the text."""
-        return self.model.removeprefix("models/").startswith(_WITH_TASKS)
+        return self.model.startswith(_WITH_TASKS)
 
     def prompt(self, role: Role) -> str:
         """Return what is put before a text of a role."""
@@ -70,9 +76,10 @@ class Config(RemoteConfig):
 
     @property
     def _path(self) -> str:
-        return f"models/{self.model.removeprefix('models/')}"
+        return f"models/{self.model}"
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
+        del cut  # whatever it is told
         wishes: dict[str, Any] = {"model": self._path}
         if self.has_tasks:
             wishes["taskType"] = _TASKS[role]

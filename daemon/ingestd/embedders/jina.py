@@ -5,7 +5,7 @@ Late chunking is not offered: a chunk's vector would depend on its neighbours, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 512
     tokens: ClassVar[int] = 100_000
     length: ClassVar[int] = 8192
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "asked"
 
     base_url: str = Field(default="https://api.jina.ai/v1", description="Where the API is.")
     document_task: str | None = Field(
@@ -40,11 +41,11 @@ class Config(RemoteConfig):
         """
         return self.on(name, listed("/embeddings", self._payload, {"tasks": [self.document_task, self.query_task]}))
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
         task = self.query_task if role is Role.QUERY else self.document_task
         asked: dict[str, Any] = {"input": list(texts), "model": self.model, "embedding_type": "base64"}
         if task:
             asked["task"] = task
         if self.dimension is not None:
             asked["dimensions"] = self.dimension
-        return asked | {"truncate": self.too_long == "truncate"}
+        return asked | {"truncate": cut}

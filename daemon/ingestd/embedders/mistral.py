@@ -33,7 +33,7 @@ class Config(RemoteConfig):
         """
         return self.on(name, listed("/embeddings", self._payload))
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
-        del role
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
+        del role, cut
         chosen = {} if self.dimension is None else {"output_dimension": self.dimension}
         return {"input": list(texts), "model": self.model} | chosen

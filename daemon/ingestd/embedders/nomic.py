@@ -5,7 +5,7 @@ The same models run here, with ``sentence_transformers``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 10  # as many as Nomic's own client sends; the API states no limit on inputs
     tokens: ClassVar[int] = 100_000
     length: ClassVar[int] = 8192
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "silent"
 
     base_url: str = Field(default="https://api-atlas.nomic.ai/v1", description="Where the API is.")
 
@@ -48,7 +49,8 @@ class Config(RemoteConfig):
             ),
         )
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
+        del cut  # whatever it is told
         asked: dict[str, Any] = {
             "texts": list(texts),
             "model": self.model,

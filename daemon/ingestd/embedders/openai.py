@@ -39,7 +39,7 @@ class Config(RemoteConfig):
         """
         return self.on(name, listed("/embeddings", self._payload), needs_key=self.base_url == OFFICIAL)
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
-        del role
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
+        del role, cut
         chosen = {} if self.dimension is None else {"dimensions": self.dimension}
         return {"input": list(texts), "model": self.model, "encoding_format": "base64"} | chosen

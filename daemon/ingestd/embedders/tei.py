@@ -1,14 +1,15 @@
 """Dense or sparse vectors by a server of Hugging Face's Text Embeddings Inference.
 
-The server says itself which model it runs, down to the revision, and how much it takes at a time: both are asked for
-when the daemon starts, so a server that was given another model is found out before anything is written.
+The server says itself which model it runs, down to the revision, and how many texts it takes at a time: both are asked
+for when the daemon starts, so a server that was given another model is found out before anything is written.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import structlog
 from pydantic import Field
 
 from ingestd.embedders._exchange import stacked
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ingestd.model import Vectors
     from ingestd.ports import DevicePool
 
+log = structlog.get_logger(__name__)
+
 
 class Config(RemoteConfig):
     """A server of Text Embeddings Inference."""
@@ -31,6 +34,7 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 32
     tokens: ClassVar[int] = 16_384
     length: ClassVar[int] = 512
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "asked"
 
     model: str = Field(
         default="", description="The model that the server has to run, as its /info names it; not set: any."
@@ -42,7 +46,7 @@ class Config(RemoteConfig):
     batch_texts: int | None = Field(
         default=None,
         ge=1,
-        description="The most texts of a request: the server's --max-client-batch-size; not set: 32.",
+        description="The most texts of a request; not set: the server's own --max-client-batch-size.",
     )
 
     def build(self, name: str, devices: DevicePool) -> RemoteEmbedder:  # noqa: ARG002 - the port's; it needs none
@@ -58,11 +62,12 @@ class Tei:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.kind = config.kind
+        self.inputs: int | None = None
 
-    def request(self, texts: Sequence[str], role: Role) -> Request:
+    def request(self, texts: Sequence[str], role: Role, *, cut: bool) -> Request:
         """Return the request for the vectors of texts."""
         del role
-        asked = {"inputs": list(texts), "truncate": self._config.too_long == "truncate"}
+        asked = {"inputs": list(texts), "truncate": cut}
         if self.kind is VectorKind.SPARSE:
             return Request("/embed_sparse", asked)
         if self._config.dimension is not None:
@@ -85,10 +90,20 @@ class Tei:
         """Return which model the server runs, by its own word.
 
         Raises:
-            ConfigError: It is another one than was configured.
+            ConfigError: It is another one than was configured, or the server is none of this kind.
             UnavailableError: It does not answer.
         """
         said = client.get("/info") if client is not None else {}
+        if not isinstance(said, dict):
+            raise ConfigError(f"base_url: {self._config.base_url}/info tells nothing about a model: is it TEI?")
+        most = said.get("max_client_batch_size")
+        self.inputs = most if isinstance(most, int) and most > 0 else None
+        if said.get("model_sha") is None and client is not None:
+            log.warning(
+                "the server does not say which revision of its model it runs: another one is not found out",
+                server=self._config.base_url,
+                model=said.get("model_id"),
+            )
         found = {key: said.get(key) for key in ("model_id", "model_sha")} | {"type": said.get("model_type")}
         if self._config.model and found["model_id"] != self._config.model:
             raise ConfigError(f"model: the server at {self._config.base_url} runs {found['model_id']!r}")

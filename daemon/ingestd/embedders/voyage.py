@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class Config(RemoteConfig):
     inputs: ClassVar[int] = 1000
     tokens: ClassVar[int] = 120_000
     length: ClassVar[int] = 32_000
+    cutting: ClassVar[Literal["asked", "refused", "silent"]] = "asked"
 
     base_url: str = Field(default="https://api.voyageai.com/v1", description="Where the API is.")
 
@@ -35,7 +36,7 @@ class Config(RemoteConfig):
         """
         return self.on(name, listed("/embeddings", self._payload, {"input_type": "document, query"}))
 
-    def _payload(self, texts: Sequence[str], role: Role) -> dict[str, Any]:
+    def _payload(self, texts: Sequence[str], role: Role, *, cut: bool) -> dict[str, Any]:
         chosen = {} if self.dimension is None else {"output_dimension": self.dimension}
         asked = {"input": list(texts), "model": self.model, "input_type": _INPUTS[role]}
-        return asked | {"truncation": self.too_long == "truncate", "encoding_format": "base64"} | chosen
+        return asked | {"truncation": cut, "encoding_format": "base64"} | chosen

@@ -31,6 +31,8 @@ LINGER = 0.002
 """Seconds for a few more to come: threads that hand over one by one cost more than what they hand over."""
 WAITING_DOCUMENTS = 64
 """Extracted documents that wait to be chunked."""
+MOST_CHUNKS = 2_048
+"""Chunks that wait for the models, where two windows are not more."""
 WRITE_BATCH = 1_000
 """Rows that a write takes at a time, many documents together."""
 WRITE_LINGER = 0.02
@@ -113,7 +115,8 @@ class Pipeline:
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
         difficult: Channel[Recalled] = Channel("extract_long", None)
         extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
-        chunked: Channel[Chunked] = Channel("embed", 4 * window, lambda item: max(1, len(item.new)))
+        waiting = min(4 * window, max(MOST_CHUNKS, 2 * window))
+        chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
 
         def stage(
