@@ -427,7 +427,7 @@ class RemoteEmbedder:
     def _batches(self, texts: Sequence[str], role: Role) -> Iterator[list[str]]:
         """Yield the texts of each request."""
         most = self._config.batch_texts or self._wire.inputs or self._config.inputs
-        limit = self._counting.limit
+        limit = None if self._config.cutting == "silent" else self._counting.limit
         room = self._config.batch_tokens or self._config.tokens
         if self._config.tokens_per_minute is not None:
             room = min(room, int(self._config.tokens_per_minute))  # a request of more would never pass
