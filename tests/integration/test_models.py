@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +108,32 @@ def test_prompts_differ_by_role(pool: Pool) -> None:
         np.testing.assert_allclose(
             embed(config, pool, ["the oil price"], role), embed(plain, pool, [prompt + "the oil price"]), atol=2e-6
         )
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"document": "a document: ", "passage": "a passage: ", "query": "a query: "},
+        {"document": "", "passage": "a passage: ", "query": ""},
+        {"passage": "a passage: ", "query": "a query: "},
+        {"corpus": "a corpus: ", "passage": "a passage: "},
+        {"document": None, "passage": "a passage: ", "corpus": "a corpus: "},
+    ],
+)
+def test_saved_prompts_are_taken_as_the_library_takes_them(
+    pool: Pool, tmp_path: Path, saved: dict[str, str | None]
+) -> None:
+    """Each role's vectors are those of ``encode_document`` and ``encode_query``, whatever names the prompts have."""
+    for file in locate(MINILM, None, weights=True).iterdir():
+        if file.name != "config_sentence_transformers.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": saved}))
+    model = library("SentenceTransformer", tmp_path)
+    config = dense.Config(model=str(tmp_path), dtype="float32", threads=1)
+    batch = ["the oil price", "the boundary layer on a flat plate", ""]
+    for role, encode in ((Role.DOCUMENT, model.encode_document), (Role.QUERY, model.encode_query)):
+        theirs = encode(batch, show_progress_bar=False)
+        np.testing.assert_allclose(embed(config, pool, batch, role), theirs, atol=2e-6)
 
 
 def test_limit_of_the_tokenizer_is_what_the_model_sees(pool: Pool) -> None:

@@ -153,7 +153,9 @@ def test_no_fast_tokenizer(tmp_path: Path) -> None:
     [
         ({}, (None, None), ("", "")),
         ({"query": "q: ", "document": "d: "}, (None, None), ("d: ", "q: ")),
-        ({"query": "q: ", "passage": "p: "}, (None, None), ("p: ", "q: ")),
+        ({"query": "q: ", "passage": "p: "}, (None, None), ("", "q: ")),
+        ({"document": "", "passage": "p: "}, (None, None), ("", "")),
+        ({"corpus": "c: ", "passage": "p: "}, (None, None), ("", "")),
         ({"query": None, "document": None}, (None, None), ("", "")),
         ({"query": "q: ", "document": "d: "}, ("", "find: "), ("", "find: ")),
     ],
@@ -161,10 +163,17 @@ def test_no_fast_tokenizer(tmp_path: Path) -> None:
 def test_prompts(
     tmp_path: Path, write: Write, saved: dict[str, str], given: tuple[str | None, str | None], expected: tuple[str, str]
 ) -> None:
-    """A configured prompt wins, also an empty one; else the model's own, by the role's names."""
+    """A configured prompt wins, also an empty one; else the model's own, by the role's name."""
     write("config_sentence_transformers.json", {"prompts": saved})
+    write("modules.json", [{"path": "", "type": "a.Transformer"}])
     prompts = _folder.prompts(tmp_path, *given)
     assert (prompts[Role.DOCUMENT], prompts[Role.QUERY]) == expected
+
+
+def test_prompts_of_a_plain_model(tmp_path: Path, write: Write) -> None:
+    """Without modules.json the library reads no saved prompts."""
+    write("config_sentence_transformers.json", {"prompts": {"document": "d: ", "query": "q: "}})
+    assert set(_folder.prompts(tmp_path, None, None).values()) == {""}
 
 
 def fingerprint(folder: Path, **prompts: str) -> str:

@@ -27,9 +27,6 @@ _ENDLESS = 10**9
 _AFTER_ROBERTA = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 _LENGTH_FILES = "sentence_*_config.json"
 """``sentence_bert_config.json``, or one of its older names."""
-_PROMPT_NAMES = {Role.DOCUMENT: ("document", "passage", "corpus"), Role.QUERY: ("query",)}
-"""In the order in which ``encode_document`` and ``encode_query`` look for them."""
-
 _DEFAULTS: _Object = {
     "include_prompt": True,
     "module_input_name": "sentence_embedding",
@@ -39,18 +36,22 @@ _DEFAULTS: _Object = {
 
 
 def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Role, str]:
-    """Return what is put before a text: as configured, or else as the model was trained.
+    """Return what is put before a text: as configured, or else as ``encode_document`` and ``encode_query`` do it.
+
+    Those look for documents' prompts under ``passage`` and ``corpus`` too, but find ``document`` first: every model has
+    that name, with an empty prompt where none was saved. So the others are never used, and a folder that the library
+    does not load by ``modules.json`` has no prompts at all.
 
     Args:
         folder: The model's.
         document: The configured prompt for documents; None leaves it to the model.
         query: The same for queries.
     """
-    saved = read(folder / "config_sentence_transformers.json").get("prompts")
+    file = folder / "config_sentence_transformers.json"
+    saved = read(file).get("prompts") if (folder / "modules.json").is_file() else None
     known: _Object = saved if isinstance(saved, dict) else {}
-    own = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPT_NAMES.items()}
     given = {Role.DOCUMENT: document, Role.QUERY: query}
-    return {role: str(own[role]) if text is None else text for role, text in given.items()}
+    return {role: str(known.get(role.value) or "") if text is None else text for role, text in given.items()}
 
 
 def length(folder: Path, most: int | None) -> int | None:
