@@ -83,6 +83,33 @@ def test_sparse_is_what_the_library_says(pool: Pool) -> None:
     np.testing.assert_allclose(full(ours, theirs.shape[1]), theirs.numpy(), atol=1e-4)
 
 
+def test_sparse_is_what_the_formula_says(pool: Pool) -> None:
+    """Every weight is SPLADE's formula over transformers' own masked language model, a text at a time.
+
+    The greatest of ``log(1 + relu(score))`` over a text's tokens (Formal et al., 2021, https://arxiv.org/abs/2109.10086):
+    no padding, and no library for sparse models, has a part in it.
+    """
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers import AutoModelForMaskedLM, AutoTokenizer  # noqa: PLC0415 - the same
+
+    folder = locate(SPLADE, None, weights=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    scores = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    batch = texts(24)
+    ours = embed(splade.Config(model=SPLADE, dtype="float32", threads=1), pool, batch)
+    for text, vector in zip(batch, ours, strict=True):
+        tokens = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
+        with torch.inference_mode():
+            weights = torch.log1p(torch.relu(scores(**tokens).logits)) * tokens["attention_mask"].unsqueeze(-1)
+        (expected,) = weights.amax(dim=1).numpy()
+        made = np.zeros_like(expected)
+        made[vector.indices] = vector.values
+        np.testing.assert_allclose(made, expected, atol=1e-3)
+        # The same tokens, but for those whose weight the two ways' rounding can bring to nothing.
+        assert set(np.flatnonzero(expected > 1e-3)) <= set(np.flatnonzero(made))
+        assert set(np.flatnonzero(made > 1e-3)) <= set(np.flatnonzero(expected))
+
+
 def test_models_of_equal_dimension_are_two_spaces(pool: Pool) -> None:
     """Two models of 384 dimensions, and one model with two prompts, are told apart; lengths and batches are not."""
     same = dense.Config(model=MINILM, dtype="float32", batch_tokens=512, max_tokens=64, threads=1)
