@@ -176,59 +176,6 @@ def test_prompts_of_a_plain_model(tmp_path: Path, write: Write) -> None:
     assert set(_folder.prompts(tmp_path, None, None).values()) == {""}
 
 
-def fingerprint(folder: Path, **prompts: str) -> str:
-    """The fingerprint of a folder."""
-    by_role = {role: prompts.get(role.value, "") for role in Role}
-    return _folder.fingerprint("dense", folder, by_role, {"modules": _folder.modules(folder), "dimension": 3})
-
-
-def test_fingerprint_follows_what_decides_a_vector(tmp_path: Path, write: Write) -> None:
-    """Weights of any module, settings of pooling, prompts and lower case count; the rest does not."""
-    write("modules.json", [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.models.Pooling"}])
-    write("1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
-    write("model.safetensors", b"weights")
-    write("README.md", b"about")
-    seen = {fingerprint(tmp_path)}
-
-    write("README.md", b"more about")
-    write(
-        "1_Pooling/config.json",
-        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "include_prompt": True},
-    )
-    write("modules.json", [{"path": "", "type": "b.Transformer"}, {"path": "1_Pooling", "type": "b.modules.Pooling"}])
-    assert {fingerprint(tmp_path)} == seen
-
-    changes: list[tuple[str, Any]] = [
-        ("model.safetensors", b"other weights"),
-        ("1_Pooling/model.safetensors", b"weights of a layer"),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "include_prompt": False}),
-        ("sentence_bert_config.json", {"do_lower_case": True}),
-    ]
-    for name, content in changes:
-        write(name, content)
-        now = fingerprint(tmp_path)
-        assert now not in seen, name
-        seen.add(now)
-    assert fingerprint(tmp_path, query="q: ") not in seen
-    assert fingerprint(tmp_path, query="q: ") != fingerprint(tmp_path, document="q: ")
-
-
-def test_old_weights(tmp_path: Path, write: Write) -> None:
-    """Where there are no safetensors the old format is hashed; where there is neither, that is said."""
-    with pytest.raises(ConfigError, match="has no weights"):
-        _folder.weights_digest(tmp_path)
-    write("pytorch_model.bin", b"old")
-    old = _folder.weights_digest(tmp_path)
-    write("model.safetensors", b"new")
-    new = _folder.weights_digest(tmp_path)
-    assert new != old
-    # A layer in the old format beside a transformer in the new one counts as well.
-    write("modules.json", [{"path": "", "type": "a.Transformer"}, {"path": "2_Dense", "type": "a.Dense"}])
-    write("2_Dense/pytorch_model.bin", b"layer")
-    assert _folder.weights_digest(tmp_path) != new
-
-
 def test_broken_json(tmp_path: Path, write: Write) -> None:
     """A file that is no JSON is named."""
     write("config.json", b"{")

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ingestd.devices.check import check
-from ingestd.embedders import _folder
+from ingestd.embedders import _folder, _space
 from ingestd.embedders._local import LocalConfig
 from ingestd.model import ModelInfo, Role, VectorKind
 
@@ -101,7 +101,7 @@ def load(config: DenseConfig, device: str, *, pool_prompt: bool = True) -> Dense
     info = ModelInfo(
         kinds=frozenset({VectorKind.DENSE}),
         dimension=dimension,
-        space=_space(config, folder, dimension, pool_prompt=pool_prompt),
+        space=_fingerprint(config, folder, dimension, pool_prompt=pool_prompt),
         dtype=dtype,
         device=str(forward.device),
     )
@@ -111,7 +111,7 @@ def load(config: DenseConfig, device: str, *, pool_prompt: bool = True) -> Dense
     return model
 
 
-def _space(config: DenseConfig, folder: Path, dimension: int | None, *, pool_prompt: bool) -> str:
+def _fingerprint(config: DenseConfig, folder: Path, dimension: int | None, *, pool_prompt: bool) -> str:
     """Return the fingerprint of the vector space.
 
     The length at which texts are cut is no part of it: chunks are cut to fit, so it changes no chunk's vector.
@@ -124,7 +124,7 @@ def _space(config: DenseConfig, folder: Path, dimension: int | None, *, pool_pro
         if said.get("module") == "Pooling" and not pool_prompt:
             said["include_prompt"] = False
         modules.append(said)
-    return _folder.fingerprint(
+    return _space.fingerprint(
         "dense",
         folder,
         config.prompts(folder),

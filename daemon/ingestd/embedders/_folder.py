@@ -1,6 +1,6 @@
 """What the files of a sentence-transformers or transformers model say about it, read without torch.
 
-Owns the reading of their JSON files: prompts, lengths, modules, and the digest of what decides a vector. The layout
+Owns the reading of their JSON files: prompts, lengths, modules; ``_space`` makes a digest of what they say. The layout
 is that of sentence-transformers 6: ``modules.json`` names a folder for each module, the first of which (often the
 root) is the transformer; a folder without it is a plain transformers model. Asking the loaded model instead was
 turned down: the daemon needs the lengths before, and without, a worker.
@@ -8,13 +8,12 @@ turned down: the daemon needs the lengths before, and without, a worker.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, TypeAlias
 
 from ingestd.embedders import _nomic
 from ingestd.errors import ConfigError
-from ingestd.model import Json, Role, canonical_json
+from ingestd.model import Json, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ _Object: TypeAlias = "dict[str, Json]"
 _ENDLESS = 10**9
 """transformers says 10**30 where a tokenizer has no limit."""
 _AFTER_ROBERTA = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
-_LENGTH_FILES = "sentence_*_config.json"
+_SETTINGS_FILES = "sentence_*_config.json"
 """``sentence_bert_config.json``, or one of its older names."""
 _DEFAULTS: _Object = {
     "include_prompt": True,
@@ -60,14 +59,14 @@ def length(folder: Path, most: int | None) -> int | None:
     The least of what its files say and ``most``: a length that one file allows and another does not ends in an index
     error inside the model, or in positions that were never trained.
     """
-    transformer = _transformer(folder)
+    first = transformer(folder)
     lengths = [
-        read(transformer / "tokenizer_config.json").get("model_max_length"),
-        _positions(read(transformer / "config.json")),
-        _nomic.length(read(transformer / "config.json")),
+        read(first / "tokenizer_config.json").get("model_max_length"),
+        _positions(read(first / "config.json")),
+        _nomic.length(read(first / "config.json")),
         most,
     ]
-    for file in sorted(transformer.glob(_LENGTH_FILES)):
+    for file in sorted(first.glob(_SETTINGS_FILES)):
         said = read(file)
         processor = said.get("processor_kwargs", said.get("tokenizer_args"))
         lengths += [said.get("max_seq_length"), said.get("document_length")]
@@ -92,7 +91,7 @@ def tokenizer_file(folder: Path) -> Path:
     Raises:
         ConfigError: It has none.
     """
-    path = _transformer(folder) / "tokenizer.json"
+    path = transformer(folder) / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
             f"model: {folder} has no tokenizer.json, which chunking by tokens needs: "
@@ -117,62 +116,21 @@ def modules(folder: Path) -> list[Json]:
 
 def transformer_config(folder: Path) -> _Object:
     """Return the content of the transformer's config.json."""
-    return read(_transformer(folder) / "config.json")
+    return read(transformer(folder) / "config.json")
 
 
-def lower_case(folder: Path) -> bool:
-    """Return whether texts are put into lower case before the tokenizer sees them."""
-    return any(read(file).get("do_lower_case") is True for file in _transformer(folder).glob(_LENGTH_FILES))
+def settings(folder: Path) -> _Object:
+    """Return what the library has of its own to say about a transformer, in whichever of its files."""
+    return {key: value for file in sorted(folder.glob(_SETTINGS_FILES)) for key, value in read(file).items()}
 
 
-def fingerprint(kind: str, folder: Path, prompts: Mapping[Role, str], more: Mapping[str, Json]) -> str:
-    """Return the fingerprint of a vector space: vectors of equal fingerprints may be compared.
-
-    The weights are hashed, not named: the same model from a package, a folder and the hub is one space, and a branch
-    that moved is another.
-
-    Args:
-        kind: ``dense``, ``sparse`` or ``hybrid``.
-        folder: The model's files, weights included.
-        prompts: What is put before a text of each role.
-        more: What else decides a vector.
-
-    Raises:
-        ConfigError: There are no weights.
-    """
-    said: _Object = {
-        "kind": kind,
-        "weights": weights_digest(folder),
-        "lower_case": lower_case(folder),
-        "prompts": {role.value: text for role, text in prompts.items()},
-        **more,
-    }
-    return hashlib.sha256(canonical_json(said)).hexdigest()
+def folders(folder: Path) -> list[Path]:
+    """Return where weights may be: the model's folder and those of its modules, in a stable order."""
+    return sorted({folder, *(path for path, _ in _modules(folder))})
 
 
-def weights_digest(folder: Path) -> str:
-    """Return a SHA-256 over the weights of all modules, in a stable order.
-
-    Raises:
-        ConfigError: There are none.
-    """
-    folders = sorted({folder, *(path for path, _ in _modules(folder))})
-    # Folder by folder: a transformer in the new format may come with a layer in the old one.
-    files = [
-        file
-        for path in folders
-        for file in sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-    ]
-    if not files:
-        raise ConfigError(f"model: {folder} has no weights (*.safetensors or pytorch_model.bin)")
-    hasher = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            hasher.update(hashlib.file_digest(opened, "sha256").digest())
-    return hasher.hexdigest()
-
-
-def _transformer(folder: Path) -> Path:
+def transformer(folder: Path) -> Path:
+    """Return the folder of the transformer."""
     return next((path for path, _ in _modules(folder)), folder)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ingestd.embedders import _folder
+from ingestd.embedders import _folder, _space
 from ingestd.embedders._hybrid import CPU_TOKENS, KINDS, HybridModel
 from ingestd.embedders._local import LocalConfig, LocalEmbedder
 from ingestd.errors import ConfigError
@@ -82,7 +82,7 @@ def load(options: Mapping[str, object], device: str) -> HybridModel:
         ModelInfo(
             kinds=KINDS,
             dimension=dimension,
-            space=_folder.fingerprint("hybrid", folder, prompts, _said(folder, dimension)),
+            space=_space.fingerprint("hybrid", folder, prompts, _said(folder, dimension)),
             dtype=_passes.name(dtype),
             device=str(where),
         ),

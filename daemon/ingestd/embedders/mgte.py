@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingestd.embedders import _folder, _gte
+from ingestd.embedders import _folder, _gte, _space
 from ingestd.embedders._hybrid import CPU_TOKENS, KINDS, HybridModel
 from ingestd.embedders._local import LocalConfig, LocalEmbedder
 from ingestd.errors import ConfigError
@@ -74,7 +74,7 @@ def load(options: Mapping[str, object], device: str) -> HybridModel:
         ModelInfo(
             kinds=KINDS,
             dimension=gte.config.hidden_size,
-            space=_folder.fingerprint("hybrid", folder, prompts, _said(gte.config)),
+            space=_space.fingerprint("hybrid", folder, prompts, _said(gte.config)),
             dtype=_passes.name(dtype),
             device=str(where),
         ),

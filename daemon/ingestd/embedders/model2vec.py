@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from ingestd.devices.check import check
-from ingestd.embedders import _folder
+from ingestd.embedders import _folder, _space
 from ingestd.embedders._batches import plan
 from ingestd.embedders._local import FolderConfig, LocalEmbedder
 from ingestd.embedders._tokenizer import FileTokenizer
@@ -195,8 +195,12 @@ def load(options: Mapping[str, object], device: str) -> StaticModel:  # noqa: AR
     except ValueError as error:
         raise ConfigError(f"model: {folder} is no model of model2vec: {error}") from error
     normalize = config.normalize or static.normalize
-    space = _folder.fingerprint(
-        "dense", folder, dict.fromkeys(Role, ""), {"static": True, "normalize": normalize, "dimension": static.dim}
+    space = _space.fingerprint(
+        "dense",
+        folder,
+        dict.fromkeys(Role, ""),
+        {"static": True, "normalize": normalize, "dimension": static.dim},
+        told={"normalize"},
     )
     model = StaticModel(
         static, length, config.batch_tokens or BATCH_TOKENS, space, normalize=normalize, too_long=config.too_long

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ingestd.devices.check import check
-from ingestd.embedders import _folder
+from ingestd.embedders import _folder, _space
 from ingestd.embedders._local import LocalConfig, LocalEmbedder
 from ingestd.embedders._sparse import mark_empty
 from ingestd.model import ModelInfo, Role, SparseVector, SparseVectors, VectorKind
@@ -112,7 +112,7 @@ def load(options: Mapping[str, object], device: str) -> SparseModel:
     info = ModelInfo(
         kinds=frozenset({VectorKind.SPARSE}),
         dimension=None,
-        space=_folder.fingerprint(
+        space=_space.fingerprint(
             "sparse",
             folder,
             config.prompts(folder),
