@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 from tests.fixtures.models import cosines, embed, full, require, texts
 
 from ingestd.devices.check import check
+from ingestd.embedders import _folder, _space, splade
 from ingestd.embedders import sentence_transformers as dense
-from ingestd.embedders import splade
 from ingestd.embedders._location import locate
 from ingestd.embedders._sparse import TINY
 from ingestd.errors import ConfigError, DocumentError
 from ingestd.model import Role, SparseVectors, VectorKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ingestd.devices.pool import Pool
@@ -230,6 +232,86 @@ def test_normalize(pool: Pool, tiny: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(right, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(cosines(left, right), 1, atol=1e-6)
     assert plain.info().space != unit.info().space
+
+
+@pytest.fixture(scope="module")
+def routed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model that runs for documents alone, and has a table for queries, as the library saves it."""
+    import torch  # noqa: PLC0415 - takes seconds
+    from sentence_transformers import SparseEncoder  # noqa: PLC0415 - the same
+    from sentence_transformers.sparse_encoder import modules  # noqa: PLC0415 - the same
+
+    folder = tmp_path_factory.mktemp("routed")
+    transformer = modules.Transformer(str(tiny), transformer_task="fill-mask")
+    size = len(transformer.tokenizer.get_vocab())
+    table = modules.SparseStaticEmbedding(transformer.tokenizer, weight=torch.rand(size) * 5, frozen=True)
+    pooling = modules.SpladePooling("max", activation_function="log1p_relu")
+    router = modules.Router.for_query_document(query_modules=[table], document_modules=[transformer, pooling])
+    SparseEncoder(modules=[router], device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture(params=["below", "root"])
+def placed(routed: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The same model, its documents' part in a folder of its own, or, as published models have it, in the root."""
+    folder = shutil.copytree(routed, tmp_path / "model")
+    if request.param == "root":
+        (below,) = folder.glob("document_0_*")
+        file = folder / "router_config.json"
+        file.write_text(file.read_text().replace(below.name, ""))
+        for path in below.iterdir():
+            path.rename(folder / path.name)
+        below.rmdir()
+    return folder
+
+
+def test_router_is_what_the_library_says(pool: Pool, placed: Path) -> None:
+    """Documents go through the model and queries through the table: each weight is the library's."""
+    model = library("SparseEncoder", placed)
+    config = splade.Config(model=str(placed), dtype="float32", batch_tokens=200, threads=1)
+    assert config.tokenizer().limit == 64 - 2
+    batch = texts(12, longest=30)
+    for role, encode in ((Role.DOCUMENT, model.encode_document), (Role.QUERY, model.encode_query)):
+        theirs = encode(batch[1:], show_progress_bar=False, convert_to_sparse_tensor=False).numpy()
+        ours = embed(config, pool, batch[1:], role)
+        np.testing.assert_allclose(full(ours, theirs.shape[1]), theirs, atol=1e-4)
+        assert (theirs > 0).any(axis=1).all()
+
+
+def test_every_part_of_a_router_is_in_its_space(placed: Path) -> None:
+    """The documents' weights, the queries' table, and the way that either goes tell spaces apart."""
+
+    def space() -> str:
+        return _space.fingerprint("sparse", placed, {}, {"modules": _folder.modules(placed)})
+
+    (table,) = placed.glob("query_0_*")
+    (pooling,) = placed.glob("document_1_*")
+    (documents,) = {path.parent for path in placed.rglob("model.safetensors")} - {table}
+    seen = {space()}
+    changes: list[tuple[Path, Callable[[bytes], bytes]]] = [
+        (table / "model.safetensors", lambda content: content[:-1] + b"!"),
+        (documents / "model.safetensors", lambda content: content[:-1] + b"!"),
+        (documents / "config.json", lambda content: content.replace(b'"gelu"', b'"relu"')),
+        (table / "tokenizer.json", lambda content: content.replace(b'"lowercase": true', b'"lowercase": false')),
+        (pooling / "config.json", lambda content: content.replace(b"log1p_relu", b"relu")),
+    ]
+    for path, change in changes:
+        before = path.read_bytes()
+        path.write_bytes(change(before))
+        assert path.read_bytes() != before
+        seen.add(space())
+    router = json.loads((placed / "router_config.json").read_text())
+    router["structure"] = dict(zip(router["structure"], reversed(router["structure"].values()), strict=True))
+    (placed / "router_config.json").write_text(json.dumps(router))
+    seen.add(space())
+    assert len(seen) == 7
+
+
+def test_too_long_document_of_a_router(pool: Pool, routed: Path) -> None:
+    """A document's tokens are counted as in other models, so that one that would be cut can fail."""
+    config = splade.Config(model=str(routed), dtype="float32", too_long="fail", threads=1)
+    with pytest.raises(DocumentError, match="more tokens than the 64"):
+        embed(config, pool, ["oil " * 100])
 
 
 def test_sparse_vector_that_the_model_leaves_empty(pool: Pool, tiny: Path, tmp_path: Path) -> None:

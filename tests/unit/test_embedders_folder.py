@@ -142,6 +142,60 @@ def test_transformer_in_a_folder_of_its_own(tmp_path: Path, write: Write) -> Non
     assert _folder.tokenizer_file(tmp_path) == tmp_path / "0_Transformer" / "tokenizer.json"
 
 
+ROUTER: dict[str, Any] = {
+    "types": {
+        "query_0_SparseStaticEmbedding": "x.SparseStaticEmbedding",
+        "document_0_Transformer": "x.Transformer",
+        "document_1_SpladePooling": "x.SpladePooling",
+    },
+    "structure": {
+        "query": ["query_0_SparseStaticEmbedding"],
+        "document": ["document_0_Transformer", "document_1_SpladePooling"],
+    },
+    "parameters": {"default_route": "document"},
+}
+
+
+def test_routers_files(tmp_path: Path, write: Write) -> None:
+    """Lengths and the tokenizer are those of documents, the length of queries is their own."""
+    write("modules.json", [{"path": "", "type": "x.Router"}])
+    write("router_config.json", ROUTER)
+    write("document_0_Transformer/config.json", {"max_position_embeddings": 77})
+    write("document_0_Transformer/tokenizer.json", {})
+    write("document_1_SpladePooling/config.json", {"pooling_strategy": "max"})
+    write("query_0_SparseStaticEmbedding/tokenizer_config.json", {"model_max_length": 9})
+    assert _folder.tokenizer_file(tmp_path) == tmp_path / "document_0_Transformer" / "tokenizer.json"
+    assert _folder.length(tmp_path, None) == 77
+    assert _folder.length(tmp_path, None, Role.QUERY) == 9
+    assert _folder.modules(tmp_path) == [{"module": "SpladePooling", "pooling_strategy": "max"}]
+
+
+@pytest.mark.parametrize(
+    ("router", "said"),
+    [
+        ({}, "does not tell texts apart by their task alone"),
+        (ROUTER | {"parameters": {"route_mappings": {"('query', 'text')": "query"}}}, "by their task alone"),
+        (ROUTER | {"structure": {"a": [], "document": []}}, r"no route named 'query', only \['a', 'document'\]"),
+        (ROUTER | {"types": {"query_0_SparseStaticEmbedding": "x.Router"}}, "is a router below a router"),
+    ],
+)
+def test_routers_that_are_refused(tmp_path: Path, write: Write, router: dict[str, Any], said: str) -> None:
+    """A router that would send a text elsewhere than by its role is refused, and why is said."""
+    write("modules.json", [{"path": "", "type": "x.Router"}])
+    write("router_config.json", router)
+    with pytest.raises(ConfigError, match=said):
+        Config(model=str(tmp_path)).tokenizer()
+
+
+def test_table_that_lies_elsewhere(tmp_path: Path, write: Write) -> None:
+    """Weights that are read from outside the folder would be in no digest: refused, with the cure."""
+    write("modules.json", [{"path": "", "type": "x.Router"}])
+    write("router_config.json", ROUTER)
+    write("query_0_SparseStaticEmbedding/config.json", {"path": "idf.json"})
+    with pytest.raises(ConfigError, match=r"takes its weights from elsewhere \('path'\).*save it again"):
+        Config(model=str(tmp_path)).tokenizer()
+
+
 def test_no_fast_tokenizer(tmp_path: Path) -> None:
     """A model without tokenizer.json is refused with the cure."""
     with pytest.raises(ConfigError, match=r"no tokenizer\.json.*save_pretrained"):

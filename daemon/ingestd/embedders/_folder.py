@@ -2,13 +2,15 @@
 
 Owns the reading of their JSON files: prompts, lengths, modules; ``_space`` makes a digest of what they say. The layout
 is that of sentence-transformers 6: ``modules.json`` names a folder for each module, the first of which (often the
-root) is the transformer; a folder without it is a plain transformers model. Asking the loaded model instead was
+root) is the transformer; a folder without it is a plain transformers model. A router among the modules has others
+below it, for documents and for queries; both roles' are read. Asking the loaded model instead was
 turned down: the daemon needs the lengths before, and without, a worker.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ingestd.embedders import _nomic
@@ -33,6 +35,21 @@ _DEFAULTS: _Object = {
 }
 """Of the modules' settings, where the default is not off."""
 
+_ROUTERS = frozenset({"Asym", "Router"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """One module of a model."""
+
+    folder: Path
+    kind: str
+    """Its class."""
+    first: bool
+    """It gets the texts; the others get what comes out of the one before."""
+    route: str = ""
+    """The role whose texts alone it gets; empty: it gets all."""
+
 
 def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Role, str]:
     """Return what is put before a text: as configured, or else as ``encode_document`` and ``encode_query`` do it.
@@ -53,13 +70,13 @@ def prompts(folder: Path, document: str | None, query: str | None) -> Mapping[Ro
     return {role: str(known.get(role.value) or "") if text is None else text for role, text in given.items()}
 
 
-def length(folder: Path, most: int | None) -> int | None:
+def length(folder: Path, most: int | None, role: Role = Role.DOCUMENT) -> int | None:
     """Return the most tokens that the model takes, special tokens and prompt included; None if nothing limits it.
 
     The least of what its files say and ``most``: a length that one file allows and another does not ends in an index
     error inside the model, or in positions that were never trained.
     """
-    first = transformer(folder)
+    first = transformer(folder, role)
     lengths = [
         read(first / "tokenizer_config.json").get("model_max_length"),
         _positions(read(first / "config.json")),
@@ -107,11 +124,22 @@ def modules(folder: Path) -> list[Json]:
     did not, and neither changes a vector.
     """
     found: list[Json] = []
-    for path, kind in _modules(folder)[1:]:
-        settings = read(path / "config.json")
-        told = {key: value for key, value in settings.items() if value not in (None, _DEFAULTS.get(key, False))}
-        found.append({"module": kind.rpartition(".")[2], **told})
+    for module in _modules(folder):
+        if not module.first:
+            said = read(module.folder / "config.json")
+            told = {key: value for key, value in said.items() if value not in (None, _DEFAULTS.get(key, False))}
+            found.append({"module": module.kind, **told})
     return found
+
+
+def inputs(folder: Path) -> list[Path]:
+    """Return the folders of what gets the texts: the transformer, or that of documents and what a router has else."""
+    return [module.folder for module in _modules(folder) if module.first] or [folder]
+
+
+def routes(folder: Path) -> list[Json]:
+    """Return by which way routers send the texts of each role, as folders of modules; nothing without a router."""
+    return [[module.route, str(module.folder.relative_to(folder))] for module in _modules(folder) if module.route]
 
 
 def transformer_config(folder: Path) -> _Object:
@@ -126,27 +154,58 @@ def settings(folder: Path) -> _Object:
 
 def folders(folder: Path) -> list[Path]:
     """Return where weights may be: the model's folder and those of its modules, in a stable order."""
-    return sorted({folder, *(path for path, _ in _modules(folder))})
+    return sorted({folder, *(module.folder for module in _modules(folder))})
 
 
-def transformer(folder: Path) -> Path:
-    """Return the folder of the transformer."""
-    return next((path for path, _ in _modules(folder)), folder)
+def transformer(folder: Path, role: Role = Role.DOCUMENT) -> Path:
+    """Return the folder of what gets a role's texts."""
+    ways = {"", role.value}
+    return next((module.folder for module in _modules(folder) if module.first and module.route in ways), folder)
 
 
-def _modules(folder: Path) -> list[tuple[Path, str]]:
-    """Return each module's folder and class."""
+def _modules(folder: Path) -> list[_Module]:
+    """Return the modules; of a router, those below it."""
     path = folder / "modules.json"
     listed = _load(path) if path.is_file() else []
     if not isinstance(listed, list):
         raise ConfigError(f"model: {path} is no list of modules")
-    return list(_described(folder, listed))
-
-
-def _described(folder: Path, listed: list[Json]) -> Iterator[tuple[Path, str]]:
+    found: list[_Module] = []
     for module in listed:
         if isinstance(module, dict):
-            yield folder / str(module.get("path", "")), str(module.get("type", ""))
+            where, kind = folder / str(module.get("path", "")), _class(module.get("type", ""))
+            first = not found
+            found += _routed(where, first=first) if kind in _ROUTERS else [_Module(where, kind, first)]
+    return found
+
+
+def _routed(folder: Path, *, first: bool) -> Iterator[_Module]:
+    """Yield the modules below a router, first those for documents.
+
+    Raises:
+        ConfigError: It sends texts another way than by their role, or reads what is not in the model's folder.
+    """
+    said = read(folder / "router_config.json") or read(folder / "config.json")
+    types, structure, parameters = (said.get(key) for key in ("types", "structure", "parameters"))
+    mapped = isinstance(parameters, dict) and parameters.get("route_mappings")
+    if not isinstance(types, dict) or not isinstance(structure, dict) or mapped:
+        raise ConfigError(f"model: the router in {folder} does not tell texts apart by their task alone")
+    for role in Role:
+        members = structure.get(role.value)
+        if not isinstance(members, list):
+            raise ConfigError(f"model: the router in {folder} has no route named {role.value!r}, only {[*structure]}")
+        for place, member in enumerate(members):
+            where, kind = folder / str(member), _class(types.get(str(member), ""))
+            if kind in _ROUTERS or (kind == "SparseStaticEmbedding" and "path" in read(where / "config.json")):
+                raise ConfigError(
+                    f"model: {where} is a router below a router, or takes its weights from elsewhere ('path'): "
+                    "load the model with sentence-transformers and save it again, its modules side by side"
+                )
+            yield _Module(where, kind, first and place == 0, role.value)
+
+
+def _class(name: Json) -> str:
+    """Return a class's name without its module's, which versions of the library have moved."""
+    return str(name).rpartition(".")[2]
 
 
 def read(path: Path) -> _Object:

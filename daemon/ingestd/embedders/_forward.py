@@ -7,9 +7,11 @@ runs the batches. Imports torch: only for the worker.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import torch
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from ingestd.embedders import _folder, _nomic
 from ingestd.embedders._passes import Features, Passes, TokenizerInput, name, settle
@@ -61,22 +63,27 @@ class LibraryInput:
     def __init__(self, encoder: Encoder, prompts: Mapping[Role, str], too_long: str = "truncate") -> None:
         self._encoder = encoder
         self._prompts = prompts
-        self._plain = TokenizerInput(encoder.tokenizer, prompts)
+        self._plain = {role: TokenizerInput(way(encoder, role)[0].tokenizer, prompts) for role in Role}
         # What the library adds to the tensors: the modality, and the prompt's tokens where pooling leaves them out.
         self._settings = {role: self._added(role) for role in Role}
-        self.ours = all(self._agrees(role) for role in Role)
-        """Whether texts are tokenised once, before they are put into batches."""
-        self._plain.too_long, self._plain.cuts = too_long, 0  # the samples were no documents
+        self._ours = {role: self._agrees(role) for role in Role}
+        for plain in self._plain.values():
+            plain.too_long, plain.cuts = too_long, 0  # the samples were no documents
+
+    @property
+    def ours(self) -> bool:
+        """Whether all texts are tokenised once, before they are put into batches."""
+        return all(self._ours.values())
 
     @property
     def cuts(self) -> int:
         """How many texts were longer than the model sees; not known of those that the library tokenises."""
-        return self._plain.cuts
+        return sum(plain.cuts for plain in self._plain.values())
 
     def prepare(self, texts: Sequence[str], role: Role) -> tuple[Sequence[int], Callable[[Sequence[int]], Features]]:
         """Return each text's tokens, and what makes the features of a batch."""
-        if self.ours:
-            lengths, padded = self._plain.prepare(texts, role)
+        if self._ours[role]:
+            lengths, padded = self._plain[role].prepare(texts, role)
             return lengths, lambda places: padded(places) | self._settings[role]
         # The library's own way tokenises batch by batch: characters have to do for the lengths.
         lengths = [len(self._prompts[role] + text) // 4 + 2 for text in texts]
@@ -91,13 +98,13 @@ class LibraryInput:
     def _agrees(self, role: Role) -> bool:
         """Say whether our way to the features gives what the library's does.
 
-        It does for text models with a fast tokenizer. Others (chat templates, query expansion, a router with another
-        tokenizer for queries) are left to the library, batch by batch. Trying it was preferred to asking the model
-        about each of these: the next kind of model is covered too.
+        It does for text models with a fast tokenizer. Others (chat templates, query expansion, queries that a table
+        takes without special tokens) are left to the library, batch by batch. Trying it was preferred to asking the
+        model about each of these: the next kind of model is covered too.
         """
         theirs = self._theirs(_SAMPLE, role)
         try:
-            _, padded = self._plain.prepare(_SAMPLE, role)
+            _, padded = self._plain[role].prepare(_SAMPLE, role)
             ours = padded(range(len(_SAMPLE))) | self._settings[role]
         except (TypeError, ValueError, KeyError, AttributeError):  # no tokenizer that is called so
             return False
@@ -134,13 +141,25 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
         config_kwargs=None if config.trust_remote_code else _nomic.arguments(_folder.transformer_config(folder)),
     )
     encoder.eval()
-    length = _folder.length(folder, config.max_tokens)
-    if length is not None:
-        encoder.max_seq_length = length
-    _cast(encoder[0], dtype)
-    for module in list(encoder.children())[1:2]:
+    ways = {role: way(encoder, role) for role in Role}
+    for role, (first, *_) in ways.items():
+        length = _folder.length(folder, config.max_tokens, role)
+        if length is not None:
+            first.max_seq_length = length
+        if not isinstance(first, SparseStaticEmbedding):
+            _cast(first, dtype)
+    for module in {second for steps in ways.values() for second in steps[1:2]}:
         module.register_forward_pre_hook(_in_float32)
     return Forward(encoder, config.prompts(folder), where, budget, config.too_long), name(dtype)
+
+
+def way(encoder: Encoder, role: Role) -> list[Any]:
+    """Return the modules that a role's texts go through: a router has some for documents, and some for queries."""
+    return [
+        step
+        for module in encoder.children()
+        for step in (module.sub_modules[role.value].children() if isinstance(module, Router) else (module,))
+    ]
 
 
 def _cast(transformer: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -38,7 +38,7 @@ _INERT = frozenset(
             "dropout",
             "dropout_rate",
         ),
-        *("classifier_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop"),
+        *("classifier_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "frozen"),
         # For tasks other than this.
         *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"),
         # Where texts are cut: chunks are made to fit, so it changes no chunk's vector.
@@ -96,7 +96,8 @@ def fingerprint(
     said: _Object = {
         "kind": kind,
         "weights": weights_digest(folder),
-        "transformer": _transformer(_folder.transformer(folder), told),
+        "inputs": [_input(path, told) for path in _folder.inputs(folder)],
+        "routes": _folder.routes(folder),
         "prompts": {role.value: text for role, text in prompts.items()},
         **more,
     }
@@ -124,8 +125,8 @@ def weights_digest(folder: Path) -> str:
     return hasher.hexdigest()
 
 
-def _transformer(folder: Path, told: AbstractSet[str]) -> Json:
-    """Return what computes beside the weights, from texts to tokens and from tokens to states."""
+def _input(folder: Path, told: AbstractSet[str]) -> Json:
+    """Return how a transformer, or a table of tokens, computes beside its weights, from texts to states."""
     config = _folder.read(folder / "config.json")
     tokenizer = _folder.read(folder / "tokenizer_config.json")
     return {

@@ -10,30 +10,38 @@ from typing import TYPE_CHECKING
 import torch
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
+from ingestd.embedders._forward import way
+from ingestd.model import Role
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sentence_transformers import SparseEncoder
 
     from ingestd.embedders._passes import Features
-    from ingestd.model import Role
 
 _MODULES_OF_SPLADE = 2
 """The masked language model and its pooling."""
 
 
 def of(encoder: SparseEncoder) -> Callable[[Features, Role], torch.Tensor]:
-    """Return what turns a batch's features into weights, a tensor of shape (texts, vocabulary).
+    """Return what turns a batch's features into weights, a tensor of shape (texts, vocabulary)."""
+    ways = {role: _of(encoder, role) for role in Role}
+    return lambda features, role: ways[role](features)
 
-    Models with other modules (sums, a router that looks queries' words up in a table, autoencoders) run as they are.
+
+def _of(encoder: SparseEncoder, role: Role) -> Callable[[Features], torch.Tensor]:
+    """Return the same for one role: a router may look queries' words up in a table, and run documents alone.
+
+    Texts that go through other modules (sums, tables, autoencoders) run as they are.
     """
-    modules = list(encoder.children())
+    modules = way(encoder, role)
     if len(modules) == _MODULES_OF_SPLADE and isinstance(modules[1], SpladePooling):
         transformer, pooling = modules
         if pooling.pooling_strategy == "max" and pooling.activation_function in {"relu", "log1p_relu"}:
             twice = pooling.activation_function == "log1p_relu"
-            return lambda features, _role: _greatest(transformer(features), twice=twice)
-    return lambda features, role: encoder(features, task=role.value)["sentence_embedding"]
+            return lambda features: _greatest(transformer(features), twice=twice)
+    return lambda features: encoder(features, task=role.value)["sentence_embedding"]
 
 
 def _greatest(features: Features, *, twice: bool) -> torch.Tensor:

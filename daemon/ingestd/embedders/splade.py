@@ -3,7 +3,9 @@
 Owns what a sparse model's vectors are: for each token id of the vocabulary the greatest of ``log(1 + relu(score))``
 over the text's tokens (Formal et al., 2021, "SPLADE v2", https://arxiv.org/abs/2109.10086). Both functions rise
 with the score, so the maximum is taken first, over the scores of real tokens, and they see one row a text: the same
-vectors as the library's in a third of the time. ``load`` runs in the worker; nothing else here may touch torch.
+vectors as the library's in a third of the time. Models that run for documents alone and look the weights of a
+query's tokens up (by a router of sentence-transformers) are of this kind too. ``load`` runs in the worker; nothing
+else here may touch torch.
 """
 
 from __future__ import annotations
