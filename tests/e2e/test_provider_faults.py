@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,11 +43,14 @@ def write(workplace: Workplace, name: str, count: int = 4) -> set[str]:
 
 def until_paused(daemon: Daemon) -> dict[str, Any]:
     """Wait until /readyz says that the provider is away; return what it says of it."""
-    daemon.until(lambda: daemon.get("/readyz")[0] == 503, "it is not ready")
-    check = daemon.check("provider:far")
-    assert check is not None
-    assert not check["ok"]
-    return check
+
+    def away() -> dict[str, Any] | None:
+        check = daemon.check("provider:far")
+        return check if check is not None and not check["ok"] else None
+
+    found = daemon.until(away, "the provider is away")
+    assert daemon.get("/readyz")[0] == 503
+    return found
 
 
 def until_through(workplace: Workplace, daemon: Daemon, documents: set[str]) -> None:
@@ -73,17 +77,19 @@ def test_answers_that_are_all_wrong_are_an_outage(workplace: Workplace) -> None:
         assert workplace.letters() == []
 
 
-def test_one_wrong_answer_among_many_fails_its_document_alone(workplace: Workplace) -> None:
-    """The daemon stays ready for the others."""
+@pytest.mark.parametrize("wrong", WRONG)
+def test_one_wrong_answer_among_many_fails_its_document_alone(workplace: Workplace, wrong: str) -> None:
+    """Its neighbours are written: it is found by asking for fewer, whatever is wrong where it is asked for."""
+
+    def change(texts: Sequence[str], rows: list[list[float | None]]) -> list[list[float | None]]:
+        if wrong == "count":
+            return rows[:-1]
+        bad = [at for at, text in enumerate(texts) if "number 2 " in text]
+        return [WRONG[wrong]([row])[0] if at in bad else row for at, row in enumerate(rows)]
 
     def spoil(asked: Asked) -> Answer | None:
         texts = asked.payload["input"]
-        bad = [at for at, text in enumerate(texts) if "number 2 " in text]
-
-        def change(rows: list[list[float | None]]) -> list[list[float | None]]:
-            return [[None] * DIMENSION if at in bad else row for at, row in enumerate(rows)]
-
-        return answered(texts, change) if bad else None
+        return answered(texts, partial(change, texts)) if any("number 2 " in text for text in texts) else None
 
     with provider("openai") as server:
         use(workplace, "openai", server)
@@ -93,7 +99,7 @@ def test_one_wrong_answer_among_many_fails_its_document_alone(workplace: Workpla
         assert (totals["written"], totals["dead_lettered"]) == (7, 1)
         (letter,) = workplace.letters()
         assert (letter["document_id"], letter["stage"]) == ("inbox/story-2.txt", "embed")
-        assert "not finite" in letter["message"]
+        assert {"dimension": "shape", "not-finite": "not finite", "count": "shape"}[wrong] in letter["message"]
         assert workplace.documents() == documents - {"inbox/story-2.txt"}
 
 
