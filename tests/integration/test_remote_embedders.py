@@ -705,3 +705,52 @@ def test_what_was_used_is_counted(server: Provider) -> None:
     embedder = built("cohere", server)
     dense(embedder, TEXTS)
     assert embedder.tokens_used == 3 * (len(TEXTS) + 1)
+
+
+def test_what_a_provider_says_is_left_is_kept_to_before_it_refuses() -> None:
+    """Nothing is left for a while, says its first answer, and the next request waits for so long."""
+    said = [("0", "2.5s"), ("9", "60s")]
+
+    def rates() -> dict[str, str]:
+        left, renewed = said.pop(0) if len(said) > 1 else said[0]
+        return {
+            "x-ratelimit-limit-requests": "10",
+            "x-ratelimit-remaining-requests": left,
+            "x-ratelimit-reset-requests": renewed,
+        }
+
+    with provider("openai") as server:
+        server.rates = rates
+        embedder = built("openai", server)
+        embedder.info()
+        told = time.monotonic()
+        assert dense(embedder, ["a"]).shape == (1, DIMENSION)
+        assert time.monotonic() - told > 2.3
+
+
+@pytest.mark.parametrize(
+    ("name", "headers", "details"),
+    [
+        ("openai", {"retry-after-ms": "600000"}, []),
+        ("openai", {"retry-after-ms": "600000", "Retry-After": "1"}, []),
+        ("openai", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "10m0s"}, []),
+        ("openai", {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "600", "Retry-After": "0"}, []),
+        ("gemini", {}, [{"@type": "type.googleapis.com/google.rpc.Help"}, {"retryDelay": "600.5s"}]),
+    ],
+    ids=["milliseconds", "milliseconds-first", "requests", "tokens", "body"],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_how_long_to_wait_is_read_wherever_it_is_said(
+    name: str, headers: dict[str, str], details: list[dict[str, str]], status: int
+) -> None:
+    """Each provider has a place of its own for it; what is longer than a call is an outage, and is asked once."""
+    with provider(name) as server:
+        embedder = built(name, server)
+        embedder.info()
+        server.asked.clear()
+        server.fault = lambda _asked: Answer(status, {"error": {"message": "later", "details": details}}, headers)
+        with pytest.raises(UnavailableError, match="later") as caught:
+            dense(embedder, ["a"])
+        assert caught.value.wait is not None
+        assert 590 < caught.value.wait < 610
+        assert len(server.asked) == 1

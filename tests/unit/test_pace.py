@@ -82,7 +82,7 @@ class Run:
                 heapq.heappush(todo, (now + latency * draw.uniform(0.4, 0.6), worker, step, refusals))
             elif step == "answer":
                 self.answered += 1
-                pace.answered({})
+                pace.answered({}, 1)
                 heapq.heappush(todo, (now, worker, "turn", 0))
             else:
                 self.refused += 1
@@ -163,7 +163,7 @@ def test_rests_grow_where_nothing_is_said() -> None:
 def test_what_the_provider_says_is_left_is_kept_to(headers: dict[str, str], seconds: float) -> None:
     """Nothing goes before there is more, so that nothing is refused."""
     pace = Pace(lambda: 100.0)
-    pace.answered(headers)
+    pace.answered(headers, 1)
     assert pace.wait(100) == pytest.approx(seconds)
 
 
@@ -171,7 +171,7 @@ def test_what_goes_is_taken_off_what_was_said_to_be_left() -> None:
     """Three are left: three go, however late the next answer comes."""
     now = 0.0
     pace = Pace(lambda: now)
-    pace.answered({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "10s"})
+    pace.answered({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "10s"}, 1)
     assert [pace.wait(1) for _ in range(4)] == [0, 0, 0, 10.0]
     now = 10.0
     assert pace.wait(1) == 0

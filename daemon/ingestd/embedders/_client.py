@@ -22,6 +22,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from ingestd.answers import PackedError, TooLargeError, body, bound_heads, retry_after
+from ingestd.embedders._pace import seconds_in, until_renewed
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
 
 if TYPE_CHECKING:
@@ -170,13 +171,13 @@ class Client:
                 # OpenAI's answer to a request that is larger than a minute's tokens: no pace would let it pass.
                 return RefusedTexts(message)
             if _code(content) in _SPENT:
-                return UnavailableError(self.dependency, message, wait=retry_after(response), refused=True)
-            return TooFast(message, retry_after(response))
+                return UnavailableError(self.dependency, message, wait=_wait(response, content), refused=True)
+            return TooFast(message, _wait(response, content))
         if status in _ABOUT_TEXTS:
             return RefusedTexts(message)
         if status in _ABOUT_US:
             return Unfit(f"{message}; look at api_key, model and base_url")
-        return UnavailableError(self.dependency, message, wait=retry_after(response))
+        return UnavailableError(self.dependency, message, wait=_wait(response, content))
 
     def _down(self, why: str) -> UnavailableError:
         return UnavailableError(self.dependency, f"{self.host}: {why}")
@@ -254,6 +255,27 @@ def _message(content: bytes) -> str:
             said = inner.get("message", inner) if isinstance(inner, dict) else inner
             break
     return said if isinstance(said, str) else json.dumps(said)
+
+
+def _wait(response: BaseHTTPResponse, content: bytes) -> float | None:
+    """Return the seconds that an answer asks us to wait, wherever it says so; None: nowhere.
+
+    OpenAI's clients read ``retry-after-ms`` first; Gemini says it in the body (google.rpc.RetryInfo), others only when
+    what is used up comes back. A zero says nothing, where something else says more.
+    """
+    milliseconds = seconds_in(f"{response.headers.get('retry-after-ms', '').strip()}ms")
+    said = (milliseconds, retry_after(response), _retry_delay(content), until_renewed(response.headers))
+    waits = [one for one in said if one is not None]
+    return next((one for one in waits if one > 0), waits[0] if waits else None)
+
+
+def _retry_delay(content: bytes) -> float | None:
+    try:
+        details = json.loads(content[: 64 * 1024])["error"]["details"]
+        delays = [one["retryDelay"] for one in details if isinstance(one, dict) and "retryDelay" in one]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return seconds_in(delays[0]) if delays and isinstance(delays[0], str) else None
 
 
 def _code(content: bytes) -> str | None:

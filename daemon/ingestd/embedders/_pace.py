@@ -86,6 +86,8 @@ class Pace:
         """The learned rate before the last refusal that came by itself."""
         self._refusals = 0
         """In a row."""
+        self._flying = dict.fromkeys(_KINDS, 0)
+        """Requests and tokens in flight."""
         self._left: dict[str, float] = {}
         """Of requests and tokens, as the provider said and less what went since; absent: it does not say."""
         self._renewed: dict[str, float] = {}
@@ -110,22 +112,35 @@ class Pace:
             self._again -= again
             return 0.0
 
-    def answered(self, headers: Mapping[str, str]) -> None:
-        """Take note of a good answer, and of what it says about what is left."""
+    def answered(self, headers: Mapping[str, str], tokens: int) -> None:
+        """Take note of a good answer, and of what it says about what is left.
+
+        Args:
+            headers: Of the answer.
+            tokens: How many the request had, about. It has not ``ended`` yet.
+        """
         with self._lock:
             now = self._clock()
             self._refusals = 0
-            for kind in _KINDS:
+            for kind, mine in zip(_KINDS, (1, tokens), strict=True):
                 left, renewed = _said(headers, kind)
                 if left is not None and renewed is not None:
-                    # Whatever it says, in whatever unit: we ask again within a minute, and are told more.
-                    self._left[kind], self._renewed[kind] = left, now + min(renewed, LONGEST_REST)
+                    # What else is in flight may not be counted yet. Whatever it says, in whatever unit: we ask again
+                    # within a minute, and are told more.
+                    self._left[kind] = left - (self._flying[kind] - mine)
+                    self._renewed[kind] = now + min(renewed, LONGEST_REST)
+
+    def ended(self, tokens: int) -> None:
+        """Take note that a request that had its turn is in flight no more, however it ended."""
+        with self._lock:
+            for kind, amount in zip(_KINDS, (1, tokens), strict=True):
+                self._flying[kind] -= amount
 
     def refused(self, wait: float | None) -> float:
         """Take note of a refusal: the request will ask for its turn ``again``, or is given up.
 
         Args:
-            wait: The seconds that the provider wants us to wait; None: it does not say.
+            wait: The seconds that the provider wants us to wait; None, or 0: it does not say.
 
         Returns:
             The seconds for which nothing goes.
@@ -141,7 +156,7 @@ class Pace:
             if self._refusals == 1:  # the same request again: nothing is left for a while, whatever the rate
                 self._fall()
             rest = min(LONGEST_REST, FIRST_REST * 2 ** (self._refusals - 1))
-            if wait is not None:  # believed the first time: one that says a second, and refuses for a minute, is not
+            if wait:  # believed the first time: one that says a second, and refuses for a minute, is not
                 rest = wait if self._refusals <= 1 else max(wait, rest)
             elif self._rate and self._refusals <= 1:
                 rest = max(rest, 1 / self._rate)
@@ -173,6 +188,7 @@ class Pace:
 
     def _go(self, now: float, tokens: int) -> None:
         for kind, amount in zip(_KINDS, (1, tokens), strict=True):
+            self._flying[kind] += amount
             if kind in self._left:
                 self._left[kind] -= amount
         rate = self._learned(now)
@@ -205,6 +221,13 @@ class Pace:
         return self._rate
 
 
+def until_renewed(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds until what is used up comes back, as the headers of a refusal say; None: they do not."""
+    said = (_said(headers, kind) for kind in _KINDS)
+    waits = [renewed for left, renewed in said if renewed is not None and left is not None and left <= 0]
+    return max(waits, default=None)
+
+
 def _said(headers: Mapping[str, str], kind: str) -> tuple[float | None, float | None]:
     """Return how much is left of requests or tokens, and the seconds until there is more; None: not said.
 
@@ -214,7 +237,7 @@ def _said(headers: Mapping[str, str], kind: str) -> tuple[float | None, float | 
     for suffix in (f"-{kind}", *([""] if kind == "requests" else [])):
         left = _number(headers.get(f"x-ratelimit-remaining{suffix}", ""))
         if left is not None:
-            return left, _seconds(headers.get(f"x-ratelimit-reset{suffix}", ""))
+            return left, seconds_in(headers.get(f"x-ratelimit-reset{suffix}", ""))
     return None, None
 
 
@@ -223,7 +246,7 @@ def _number(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 16 else None  # noqa: PLR2004 - no count is that long
 
 
-def _seconds(text: str) -> float | None:
+def seconds_in(text: str) -> float | None:
     """Return a span of time: ``6m0s``, ``120ms``, ``1.5``. A point in time is no span, and is not read."""
     text = text.strip()
     if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", text):

@@ -504,13 +504,13 @@ class RemoteEmbedder:
         request = self._wire.request(prompted, call.role, cut=cut)
         tokens = sum(map(self._counting.count, prompted))
         self._await_turn(call, tokens, again=batch.refusals > 0)
-        with self._in_flight(call):
+        with self._in_flight(call, tokens):
             try:
                 answer, headers = self._client.post(request.path, request.payload)
             except Unanswered:
                 self._pay(tokens)  # it was sent, and may have been worked on
                 raise
-        self._pace.answered(headers)
+            self._pace.answered(headers, tokens)
         self._pay(self._counted(answer, tokens))
         try:
             vectors = self._wire.vectors(answer, len(texts))
@@ -540,15 +540,18 @@ class RemoteEmbedder:
             self.tokens_used += tokens
 
     @contextlib.contextmanager
-    def _in_flight(self, call: Call) -> Iterator[None]:
-        """Be one of so many requests that are in flight, whoever's calls they are of."""
-        while not self._places.acquire(timeout=0.1):
-            if self._closed.is_set() or call.error is not None:
-                raise Stopped
+    def _in_flight(self, call: Call, tokens: int) -> Iterator[None]:
+        """Be one of so many requests that are in flight, whoever's calls they are of; it had its turn."""
         try:
-            yield
+            while not self._places.acquire(timeout=0.1):
+                if self._closed.is_set() or call.error is not None:
+                    raise Stopped
+            try:
+                yield
+            finally:
+                self._places.release()
         finally:
-            self._places.release()
+            self._pace.ended(tokens)
 
     def _faults(self, vectors: Vectors, count: int, role: Role) -> Mapping[int, str]:
         """Return what is wrong with the vector of which text.
@@ -619,6 +622,11 @@ class RemoteEmbedder:
         return UnavailableError(self._client.dependency, said, refused=True)
 
     def _await_turn(self, call: Call, tokens: int, *, again: bool) -> None:
+        if self._clock() > call.until:
+            if again:
+                self._pace.give_up()
+            said = f"{self._client.host} is slow: not all was answered within {LONGEST:.0f} s"
+            raise UnavailableError(self._client.dependency, said, refused=True)
         while (seconds := self._pace.wait(tokens, again=again)) > 0:
             late = self._clock() + seconds > call.until
             if late or call.error is not None or self._closed.wait(seconds):
@@ -628,9 +636,6 @@ class RemoteEmbedder:
                     raise Stopped
                 said = f"{self._client.host} takes no more for {seconds:.0f} s, by what it said and what is configured"
                 raise UnavailableError(self._client.dependency, said, wait=seconds, refused=True)
-        if self._clock() > call.until:
-            said = f"{self._client.host} is slow: not all was answered within {LONGEST:.0f} s"
-            raise UnavailableError(self._client.dependency, said, refused=True)
 
     def _block(self, vectors: Sequence[Vector]) -> Vectors:
         if self._wire.kind is VectorKind.SPARSE:
