@@ -82,12 +82,14 @@ class Run:
                 heapq.heappush(todo, (now + latency * draw.uniform(0.4, 0.6), worker, step, refusals))
             elif step == "answer":
                 self.answered += 1
-                pace.answered({}, 1)
+                pace.answered({}, 100)
+                pace.ended(100)
                 heapq.heappush(todo, (now, worker, "turn", 0))
             else:
                 self.refused += 1
                 self.refused_again += refusals > 0
                 pace.refused(wait)
+                pace.ended(100)
                 heapq.heappush(todo, (now, worker, "turn", refusals + 1))
 
 
@@ -175,6 +177,20 @@ def test_what_goes_is_taken_off_what_was_said_to_be_left() -> None:
     assert [pace.wait(1) for _ in range(4)] == [0, 0, 0, 10.0]
     now = 10.0
     assert pace.wait(1) == 0
+
+
+def test_what_is_in_flight_may_not_be_counted_yet() -> None:
+    """Three are under way, and the first answer says that three are left: one more goes."""
+    pace = Pace(lambda: 0.0)
+    assert [pace.wait(100) for _ in range(3)] == [0, 0, 0]
+    said = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "10s"}
+    pace.answered(said, 100)
+    pace.ended(100)
+    assert [pace.wait(100) for _ in range(2)] == [0, 10.0]
+    for _ in range(3):
+        pace.ended(100)
+    pace.answered(said, 100)
+    assert [pace.wait(100) for _ in range(4)] == [0, 0, 0, 10.0]
 
 
 @pytest.mark.parametrize(

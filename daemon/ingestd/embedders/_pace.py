@@ -127,7 +127,7 @@ class Pace:
                 if left is not None and renewed is not None:
                     # What else is in flight may not be counted yet. Whatever it says, in whatever unit: we ask again
                     # within a minute, and are told more.
-                    self._left[kind] = left - (self._flying[kind] - mine)
+                    self._left[kind] = left - max(0, self._flying[kind] - mine)
                     self._renewed[kind] = now + min(renewed, LONGEST_REST)
 
     def ended(self, tokens: int) -> None:
