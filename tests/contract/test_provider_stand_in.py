@@ -37,7 +37,7 @@ def request(
     """Return the path and the payload of our own request."""
     module = importlib.import_module(f"ingestd.embedders.{name.partition('-')[0]}")
     embedder = module.Config(**options(name, server), api_key=server.key).build("far", None)
-    path, payload = embedder._wire.request(texts, role)
+    path, payload = embedder._wire.request(texts, role, cut=False)
     embedder.close()
     return BASES.get(name, "/v1") + path, payload
 
