@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from tests.fixtures.daemon import wait_for
+from tests.fixtures.provider import BASES as ODD_BASES
 from tests.fixtures.provider import DIALECTS, DIMENSION, SHA, Answer, Provider, provider
 
 from ingestd.embedders import _remote
@@ -28,17 +29,7 @@ if TYPE_CHECKING:
     from ingestd.embedders._remote import RemoteConfig, RemoteEmbedder
     from ingestd.model import DenseVectors
 
-BASES = {
-    "openai": "/v1",
-    "voyage": "/v1",
-    "jina": "/v1",
-    "mistral": "/v1",
-    "cohere": "",
-    "nomic": "/v1",
-    "gemini": "/v1beta",
-    "tei": "",
-    "tei-sparse": "",
-}
+BASES = {name: ODD_BASES.get(name, "/v1") for name in DIALECTS}
 """What of the address is the base."""
 DENSE = [name for name in BASES if name != "tei-sparse"]
 LIMITS = {

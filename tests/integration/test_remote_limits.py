@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from tests.fixtures.provider import DIMENSION, Answer, Provider, provider
 from tests.integration.test_remote_embedders import TEXTS, built, configured, dense
 
-from ingestd.embedders import _remote
 from ingestd.embedders._remote import PROBE
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
 from ingestd.model import Role, VectorKind
@@ -159,6 +158,21 @@ def test_answers_without_vectors_are_not_paid_for_again_and_again(
     assert server.texts() == [*TEXTS, *5 * [PROBE], *TEXTS]
 
 
+def test_a_plain_sentence_that_has_to_wait_still_decides(server: Provider) -> None:
+    """It is refused for being too fast, and asked again: as what it was, before anything else is paid for."""
+    embedder = built("cohere", server, concurrency=1)
+    embedder.info()
+    bad = server.fault = wrong(server)
+    with pytest.raises(UnavailableError):
+        dense(embedder, TEXTS)
+    server.asked.clear()
+    refusals = [Answer(429, {"message": "slow down"}, {"Retry-After": "0.01"})]
+    server.fault = lambda asked: refusals.pop() if refusals else bad(asked)
+    with pytest.raises(UnavailableError, match="refuses every text"):
+        dense(embedder, TEXTS)
+    assert server.texts() == [PROBE, PROBE]
+
+
 def test_what_was_asked_and_not_answered_is_counted(server: Provider) -> None:
     """It may be on the bill: else an outage of answers that do not come would pass any limit by the day."""
     embedder = built("cohere", server)
@@ -246,4 +260,3 @@ def test_one_model_has_one_name() -> None:
 def test_how_many_texts_a_call_should_have(server: Provider, name: str, options: dict[str, Any], window: int) -> None:
     """Full requests, several at a time, within what is kept in memory and what a minute allows."""
     assert configured(name, server, **options).window == window
-    assert _remote.LARGEST_WINDOW == 4096

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Write = Callable[[str, Any], None]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write a file below the model's folder: bytes, or an object as JSON."""
-
-    def write(name: str, content: Any) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-    return write
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -60,18 +60,6 @@ TOKENIZER: dict[str, Any] = {
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write a file below the model's folder: bytes, or an object as JSON."""
-
-    def write(name: str, content: Any) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-    return write
-
-
-@pytest.fixture
 def model(tmp_path: Path, write: Write) -> Path:
     """A model of one module, as far as its digest goes."""
     write("model.safetensors", b"weights")

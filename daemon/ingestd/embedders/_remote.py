@@ -369,22 +369,19 @@ class RemoteEmbedder:
         except UnicodeEncodeError as error:
             said = f"the text holds half a surrogate pair at character {error.start}, which no encoding can write"
             raise DocumentError(f"{self.name}: {said}") from error
-        limit = self._counting.limit
-        if limit is None or len(text) <= limit:
+        limit, exact = self._counting.limit, self._config.tokenizer_model is not None
+        # Where tokens are estimated, the provider refuses what is too long: a guess would cut texts that fit. Of one
+        # that cuts silently the estimate is all that there is, and nothing but the count is used of it.
+        if limit is None or len(text) <= limit or not (exact or self._config.cutting == "silent"):
             return text
-        if self._config.tokenizer_model is not None:
-            short = self._cut(text, limit)
-        elif self._config.cutting == "silent" and self._counting.count(text) > limit:
-            short = self._cut(text, limit)  # an estimate, and all that there is
-        else:
-            return text  # the provider refuses it, if it is too long: a guess would cut texts that fit
-        if short != text:
-            if self._config.too_long == "fail":
-                said = f"a chunk has more than the {limit} tokens that the model sees: cut smaller chunks (max_tokens)"
-                raise DocumentError(f"{self.name}: {said}")
-            self._count_cut()
-        # What is cut on the way is cut exactly there; of an estimate nothing but the count is used.
-        return short if self._config.tokenizer_model is not None else text
+        short = self._cut(text, limit)
+        if short == text:
+            return text
+        if self._config.too_long == "fail":
+            said = f"a chunk has more than the {limit} tokens that the model sees: cut smaller chunks (max_tokens)"
+            raise DocumentError(f"{self.name}: {said}")
+        self._count_cut()
+        return short if exact else text
 
     def _cut(self, text: str, limit: int) -> str:
         offsets = self._counting.offsets(text)
@@ -463,13 +460,12 @@ class RemoteEmbedder:
         Raises:
             UnavailableError, ConfigError, Stopped: The call is over.
         """
-        texts = batch.texts
         try:
             return self._asked(call, batch)
         except TooFast as error:
             rest = self._pace.refused(error.wait)
             if batch.refusals + 1 < TRIES and self._clock() + rest < call.until:
-                return {}, [Batch(texts, batch.refusals + 1)]
+                return {}, [batch._replace(refusals=batch.refusals + 1)]
             self._pace.give_up()
             raise UnavailableError(self._client.dependency, str(error), wait=rest, refused=True) from error
         except Unfit as error:
@@ -522,7 +518,7 @@ class RemoteEmbedder:
         faults = self._faults(vectors, len(texts), call.role)
         if faults and len(faults) == len(texts):
             raise _BadAnswer(f"the provider's vector {faults[0]}")
-        if batch.judge or list(texts) == [PROBE]:
+        if list(texts) == [PROBE]:
             self._unsound = False
         good = {text: vectors[at] for at, text in enumerate(texts) if at not in faults}
         return good, [Batch([texts[at]]) for at in faults]
@@ -591,14 +587,14 @@ class RemoteEmbedder:
     def _shorter(self, text: str, error: RefusedTexts) -> Iterator[tuple[str, bool]]:
         """Yield what to ask in place of a text that was refused, where it may be for its length: the beginning of it.
 
-        By the provider itself where it cuts; else by our count, and less where that was an estimate.
+        By the provider itself where it cuts: of a text that it refuses for anything else it cuts nothing. Else by our
+        count, and less of it where that was an estimate and the refusal speaks of the length.
         """
+        if self._config.cutting == "asked":
+            yield text, True
+            return
         limit = self._counting.limit
         said = any(word in str(error).lower() for word in _ABOUT_LENGTH)
-        if self._config.cutting == "asked":
-            if said:
-                yield text, True
-            return
         for part in (1, 2, 4) if said else (1,):
             if limit is not None and (short := self._cut(text, max(1, limit // part))) != text:
                 yield short, False
