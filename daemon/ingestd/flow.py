@@ -496,7 +496,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             patience=patience("write"),
         ),
         silence=silence,
-        settle=settle.put,
+        settle=settle.extend,
         pulse=ground.pulse,
         fail=ground.faults.fail,
     )

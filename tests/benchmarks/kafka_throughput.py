@@ -378,7 +378,7 @@ class Bench:
             linger=0.01,
             write=Write(self.sink, self.store, fingerprint="p", shared=True, patience=patience),
             silence=dict.fromkeys(("recall", "extract", "chunk", "embed", "write"), 60.0),
-            settle=settle.put,
+            settle=settle.extend,
             pulse=pulse,
             fail=self.faults.fail,
         )

@@ -105,3 +105,39 @@ def test_clear_makes_room() -> None:
     assert (channel.clear(), len(channel)) == ([1], 0)
     channel.put(2)
     assert channel.take(1, 0.0, 0.0) == [2]
+
+
+def test_many_items_go_in_as_room_comes() -> None:
+    """A list fills what room there is, in its order, and waits for the rest; each part can be taken meanwhile."""
+    channel: Channel[int] = Channel("c", 5, lambda item: item)
+    beats = threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as pool:
+        put = pool.submit(channel.extend, [2, 3, 9, 1, 1], beats.release)
+        assert beats.acquire(timeout=DEADLINE)
+        assert (len(channel), channel.take(5, 0.0, 0.0)) == (2, [2, 3])
+        # It is heavier than the channel, so it is there alone.
+        assert channel.take(5, 0.0, DEADLINE) == [9]
+        put.result(DEADLINE)
+    assert channel.take(5, 0.0, 0.0) == [1, 1]
+    assert channel.take(5, 0.0, 0.0) == []
+
+
+def test_an_offer_says_how_far_it_came() -> None:
+    """A writer may decide between two parts of a list whether it goes on."""
+    channel: Channel[str] = Channel("c", 2)
+    assert channel.offer("abcd", 0) == 2
+    assert channel.take(9, 0.0, 0.0) == ["a", "b"]
+    assert channel.offer("abcd", 2) == 4
+    assert channel.take(9, 0.0, 0.0) == ["c", "d"]
+
+
+def test_a_list_that_waits_is_refused_when_the_channel_closes() -> None:
+    """What was in by then is taken, and nothing comes behind it."""
+    channel: Channel[int] = Channel("c", 2)
+    beaten = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        put = pool.submit(channel.extend, [1, 2, 3], beaten.set)
+        assert beaten.wait(DEADLINE)
+        channel.close()
+        assert isinstance(put.exception(DEADLINE), Stopped)
+    assert (channel.take(9, 0.0, 0.0), channel.take(9, 0.0, 0.0)) == ([1, 2], None)

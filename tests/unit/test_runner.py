@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.fakes import COLLECTION, FINGERPRINT, QUICK, Assembly, ListSource, MemorySink, open_store, upsert
 
-from ingestd.engine import runner
+from ingestd.engine import pipeline, runner
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
 from ingestd.engine.halts import HaltRule, Halts
@@ -125,7 +125,7 @@ class Daemon:
             window=4,
             linger=0.0,
             silence=dict.fromkeys(("recall", "extract", "chunk", "embed", "write"), 60.0),
-            settle=self.settle.put,
+            settle=self.settle.extend,
             pulse=self.pulse,
             fail=self.faults.fail,
         )
@@ -255,8 +255,15 @@ def ask_once(daemon: Daemon, condition: Callable[[], bool]) -> Callable[[], None
     return tick
 
 
-def test_a_stop_leaves_what_no_model_has_begun(store: SqliteStore) -> None:
-    """One batch is at the model: it is written; no text of another document is embedded, however far it had come."""
+@pytest.mark.parametrize("together", [1, pipeline.CHUNKED])
+def test_a_stop_leaves_what_no_model_has_begun(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """One batch is at the model: it is written; no text of another document is embedded, however far it had come.
+
+    Cut one by one, documents wait before each stage; cut together, all of them are in the chunking stage's hands.
+    """
+    monkeypatch.setattr(pipeline, "CHUNKED", together)
     daemon = Daemon(store, *many(40), once=False)
     go, embed = threading.Event(), daemon.stages.embedder.embed
 
@@ -276,7 +283,8 @@ def test_a_stop_leaves_what_no_model_has_begun(store: SqliteStore) -> None:
 
     def all_stages_are_full() -> bool:
         depths = daemon.pipeline.depths()
-        return bool(daemon.stages.embedder.calls) and depths["embed"] >= 4 and depths["chunk"] > 0
+        waits = depths["chunk"] > 0 or together > 1
+        return bool(daemon.stages.embedder.calls) and depths["embed"] >= 4 and waits
 
     assert daemon.run(tick=ask_once(daemon, all_stages_are_full)) is Exit.DONE
     waiting.join(DEADLINE)

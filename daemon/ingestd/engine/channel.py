@@ -27,10 +27,10 @@ class Channel(Generic[T]):
         name: For metrics.
         capacity: The most weight that waits here; one item always fits. None: unbounded, where the items that
             exist are bounded elsewhere.
-        weigh: An item's weight; 1 by default.
+        weigh: An item's weight; None: 1.
     """
 
-    def __init__(self, name: str, capacity: int | None, weigh: Callable[[T], int] = lambda _item: 1) -> None:
+    def __init__(self, name: str, capacity: int | None, weigh: Callable[[T], int] | None = None) -> None:
         self._name = name
         self._capacity = capacity
         self._weigh = weigh
@@ -64,32 +64,46 @@ class Channel(Generic[T]):
         Raises:
             Stopped: The channel was closed; the item was not added.
         """
-        weight = self._weigh(item)
+        self.offer((item,), 0, beat)
+
+    def extend(self, items: Sequence[T], beat: Callable[[], None] | None = None) -> None:
+        """Add items in their order, each when there is room.
+
+        Args:
+            items: The items.
+            beat: As for ``put``.
+
+        Raises:
+            Stopped: The channel was closed. Where there was room for all they were all added, or none.
+        """
+        done = 0
+        while done < len(items):
+            done = self.offer(items, done, beat)
+
+    def offer(self, items: Sequence[T], done: int, beat: Callable[[], None] | None = None) -> int:
+        """Add as many items as there is room for, under one lock; where there is for none, wait until there is for one.
+
+        Args:
+            items: The items, in their order.
+            done: How many of them are in already.
+            beat: As for ``put``.
+
+        Returns:
+            How many are in now.
+
+        Raises:
+            Stopped: The channel was closed; no further one was added.
+        """
         with self._lock:
-            while not self._closed and self._is_full(weight):
+            while not self._closed and (fit := self._fit(items, done)) == done:
                 self._room.wait(1.0)
                 if beat is not None:
                     beat()
             if self._closed:
                 raise Stopped(self._name)
-            self._items.append(item)
-            self._weight += weight
+            self._items.extend(items if fit - done == len(items) else items[done:fit])
             self._wake()
-
-    def extend(self, items: Sequence[T]) -> None:
-        """Add items to an unbounded channel, in their order.
-
-        Raises:
-            Stopped: The channel was closed; none was added.
-        """
-        if not items:
-            return
-        with self._lock:
-            if self._closed:
-                raise Stopped(self._name)
-            self._items.extend(items)
-            self._weight += sum(self._weigh(item) for item in items)
-            self._wake()
+            return fit
 
     def take(self, limit: int, linger: float, patience: float) -> list[T] | None:
         """Return the next items: as many as the limit takes, waiting a little for more to come.
@@ -151,18 +165,40 @@ class Channel(Generic[T]):
         if self._wanted and (self._weight >= self._wanted or self._wanted == 1):
             self._filled.notify_all()
 
-    def _is_full(self, weight: int) -> bool:
-        return self._capacity is not None and bool(self._items) and self._weight + weight > self._capacity
+    def _fit(self, items: Sequence[T], done: int) -> int:
+        """Return up to which item there is room, and count their weight; one always fits into an empty channel."""
+        fit, weight = done, self._weight
+        if self._weigh is None:
+            room = len(items) if self._capacity is None else max(self._capacity - weight, 0 if self._items else 1)
+            fit = min(len(items), done + room)
+            weight += fit - done
+        else:
+            while fit < len(items):
+                heavier = weight + self._weigh(items[fit])
+                if self._capacity is not None and heavier > self._capacity and (self._items or fit > done):
+                    break
+                fit, weight = fit + 1, heavier
+        self._weight = weight
+        return fit
 
     def _remove(self, limit: int) -> list[T]:
+        if self._weigh is None and len(self._items) <= limit:
+            batch, taken = list(self._items), len(self._items)
+            self._items.clear()
+        else:
+            batch, taken = self._heaviest(limit)
+        self._weight -= taken
+        self._room.notify_all()
+        return batch
+
+    def _heaviest(self, limit: int) -> tuple[list[T], int]:
+        """Take out as many items as weigh no more than the limit, or the first one, and return their weight too."""
         batch: list[T] = []
         taken = 0
         while self._items:
-            weight = self._weigh(self._items[0])
+            weight = 1 if self._weigh is None else self._weigh(self._items[0])
             if batch and taken + weight > limit:
                 break
             batch.append(self._items.popleft())
             taken += weight
-        self._weight -= taken
-        self._room.notify_all()
-        return batch
+        return batch, taken

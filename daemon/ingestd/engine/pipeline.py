@@ -8,29 +8,33 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.stage import Appetite, StageThread, Work
-from ingestd.model import Abandoned, Recalled
+from ingestd.model import Abandoned, Extracted, Recalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ingestd.engine.lanes import Lanes
     from ingestd.engine.pulse import Pulse
-    from ingestd.model import Chunked, Embedded, Event, Extracted, Outcome
+    from ingestd.model import Chunked, Embedded, Event, Outcome
     from ingestd.ports import Sink
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-PassOn: TypeAlias = "Callable[[Out, Callable[[], None]], None]"
+PassOn: TypeAlias = "Callable[[Sequence[Out], Callable[[], None]], None]"
 Reading: TypeAlias = "Work[Recalled, Recalled | Extracted]"
 
 RECALLED = 500
 """Events that are looked up at a time: where Milvus has to be asked, in one question."""
-CHUNKED = 32
-"""Documents that are cut at a time."""
+CHUNKED = 128_000
+"""Characters that are cut at a time, or one document."""
 LINGER = 0.002
 """Seconds for a few more to come: threads that hand over one by one cost more than what they hand over."""
 WAITING_DOCUMENTS = 64
-"""Extracted documents that wait to be chunked."""
+"""Documents that wait to be extracted."""
+WAITING_TEXT = 2_000_000
+"""Characters that wait to be chunked, or one document's: a text can be far larger than the file that it came from."""
+OVERHEAD = 256
+"""Characters that a document counts for beside its text."""
 MOST_CHUNKS = 2_048
 """Chunks that wait for the models, where two windows are not more."""
 WRITE_BATCH = 1_000
@@ -100,7 +104,7 @@ class Pipeline:
         linger: float,
         write: Work[Embedded | Abandoned, object],
         silence: Mapping[str, float],
-        settle: Callable[[Outcome], None],
+        settle: Callable[[Sequence[Outcome]], None],
         pulse: Pulse,
         fail: Callable[[str, BaseException], None],
     ) -> None:
@@ -114,7 +118,7 @@ class Pipeline:
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
         difficult: Channel[Recalled] = Channel("extract_long", None)
-        extracted: Channel[Extracted] = Channel("chunk", WAITING_DOCUMENTS)
+        extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _characters)
         waiting = min(4 * window, max(MOST_CHUNKS, 2 * window))
         chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
@@ -128,25 +132,26 @@ class Pipeline:
         to_extract, to_extract_long = self._forward(recalled), self._forward(difficult)
         to_chunk, to_embed = self._forward(extracted), self._forward(chunked)
 
-        def pass_recalled(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
-            if isinstance(item, Recalled):
-                to_extract(item, beat)
-            else:
-                to_chunk(item, beat)
+        def read_by(to_read: PassOn[Recalled]) -> PassOn[Recalled | Extracted]:
+            """Return what passes on what is to be read, and what was."""
 
-        def pass_read(item: Recalled | Extracted, beat: Callable[[], None]) -> None:
-            if isinstance(item, Recalled):
-                to_extract_long(item, beat)
-            else:
-                to_chunk(item, beat)
+            def pass_on(items: Sequence[Recalled | Extracted], beat: Callable[[], None]) -> None:
+                texts = [item for item in items if isinstance(item, Extracted)]
+                if texts:
+                    to_chunk(texts, beat)
+                if len(texts) < len(items):
+                    to_read([item for item in items if isinstance(item, Recalled)], beat)
+
+            return pass_on
 
         def reading(step: str, work: Reading, inbound: Channel[Recalled]) -> Sequence[_Joinable]:
             appetite = Appetite(1, silence=silence["extract"])
-            return [stage(f"{step}-{number}", work, inbound, appetite, pass_read) for number in range(1, readers + 1)]
+            pass_on = read_by(to_extract_long)
+            return [stage(f"{step}-{number}", work, inbound, appetite, pass_on) for number in range(1, readers + 1)]
 
-        recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), pass_recalled)
+        recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), read_by(to_extract))
         chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed)
-        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.put)
+        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend)
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._unbegun: tuple[Channel[Any], ...] = (recalled, difficult, extracted, chunked)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
@@ -187,17 +192,19 @@ class Pipeline:
     def _forward(self, channel: Channel[Carrier]) -> PassOn[Carrier]:
         """Return what passes on to a channel, unless the pipeline gives up what is not begun."""
 
-        def pass_on(item: Carrier, beat: Callable[[], None]) -> None:
-            if self._giving_up.is_set():
-                self._drop([item])
-                return
-            channel.put(item, beat)
-            if self._giving_up.is_set():  # it had to wait for room, and that came from clearing the channel
-                self._drop(channel.clear())
+        def pass_on(items: Sequence[Carrier], beat: Callable[[], None]) -> None:
+            done = 0
+            while done < len(items) and not self._giving_up.is_set():
+                done = channel.offer(items, done, beat)
+                if self._giving_up.is_set():  # it had to wait for room, and that came from clearing the channel
+                    self._drop(channel.clear())
+            self._drop(items[done:])
 
         return pass_on
 
     def _drop(self, items: Sequence[_Carrier]) -> None:
+        if not items:
+            return
         self.lanes.drop([item.event for item in items])
         self._note_dropped(len(items))
 
@@ -216,9 +223,14 @@ class Pipeline:
         return ended
 
 
-def _nothing_more(item: object, _beat: Callable[[], None]) -> None:
+def _nothing_more(items: Sequence[object], _beat: Callable[[], None]) -> None:
     """Take what the last stage passes on: nothing; its outcomes go to settle."""
-    raise AssertionError(item)
+    raise AssertionError(items)
+
+
+def _characters(item: Extracted) -> int:
+    """Return about how much memory a text that waits takes, in characters."""
+    return OVERHEAD + (0 if item.document is None else len(item.document.text))
 
 
 def _rows(item: Embedded | Abandoned) -> int:

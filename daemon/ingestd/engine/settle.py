@@ -110,6 +110,10 @@ class Settle:
         """Take an outcome. Never blocks."""
         self._channel.put(outcome)
 
+    def extend(self, outcomes: Sequence[Outcome]) -> None:
+        """Take outcomes, in their order. Never blocks."""
+        self._channel.extend(outcomes)
+
     def checks(self) -> Sequence[Check]:
         """Say whether dead letters have somewhere to go."""
         return [publisher.check() for publisher in self._publishers.values()]

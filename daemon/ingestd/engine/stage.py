@@ -27,6 +27,8 @@ Out_co = TypeVar("Out_co", covariant=True)
 
 SAYING = 0.5
 """Seconds between two heartbeats of a stage whose results come quickly: each costs as much as a small document."""
+HOLD = 0.002
+"""Seconds for which quick results are kept to be handed over together: one by one, that costs more than they do."""
 PATIENCE = 1.0
 """Seconds that a stage waits for something to do before it beats again."""
 
@@ -59,8 +61,8 @@ class StageThread(Generic[In, Out]):
         work: What it does.
         inbound: Where its items come from.
         appetite: How much it takes at a time.
-        pass_on: Takes what the next stage takes, and something to call while it waits for room.
-        settle: Takes outcomes.
+        pass_on: Takes what the next stage takes, in its order, and something to call while it waits for room.
+        settle: Takes outcomes, in their order.
         pulse: Takes its heartbeats.
         fail: Called with the exception that ended the stage.
     """
@@ -72,8 +74,8 @@ class StageThread(Generic[In, Out]):
         inbound: Channel[In],
         appetite: Appetite,
         *,
-        pass_on: Callable[[Out, Callable[[], None]], None],
-        settle: Callable[[Outcome], None],
+        pass_on: Callable[[Sequence[Out], Callable[[], None]], None],
+        settle: Callable[[Sequence[Outcome]], None],
         pulse: Pulse,
         fail: Callable[[str, BaseException], None],
     ) -> None:
@@ -117,13 +119,33 @@ class StageThread(Generic[In, Out]):
             if not batch:
                 continue
             self._begin()
-            for result in self._work.process(batch):
-                if isinstance(result, Outcome):
-                    self._settle(result)
-                else:
-                    self._pass_on(result, self._beat)
-                if time.monotonic() - self._said > SAYING:
-                    self._begin()
+            self._work_on(batch)
+
+    def _work_on(self, batch: Sequence[In]) -> None:
+        results: list[Out | Outcome] = []
+        since = self._said
+        for result in self._work.process(batch):
+            results.append(result)
+            now = time.monotonic()
+            if now - since > HOLD:
+                self._hand_over(results)
+                results, since = [], time.monotonic()
+            if now - self._said > SAYING:
+                self._begin()
+        self._hand_over(results)
+
+    def _hand_over(self, results: Sequence[Out | Outcome]) -> None:
+        outcomes: list[Outcome] = []
+        others: list[Out] = []
+        for result in results:
+            if isinstance(result, Outcome):
+                outcomes.append(result)
+            else:
+                others.append(result)
+        if outcomes:
+            self._settle(outcomes)
+        if others:
+            self._pass_on(others, self._beat)
 
     def _beat(self) -> None:
         self._pulse.beat(self.name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ingestd.errors import DocumentError, IngestError
 from ingestd.model import Chunked, Row, Stage, chunk_ids
+from ingestd.model import digests as digests_of
 from ingestd.stages._failing import failed
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Chunk:
         kept: Callable[[str, Json], Json] = lambda _name, value: value,
     ) -> None:
         self._chunker = chunker
-        self._fields = frozenset(fields)
+        self._fields = sorted(fields)
         self._validate = validate
         self._max_chunks = max_chunks
         self._kept = kept
@@ -62,7 +63,10 @@ class Chunk:
         present: Mapping[ChunkId, Digest] = entry.present if entry is not None else {}
         doubtful = entry.doubtful if entry is not None else frozenset()
         rows = self._rows(extracted, extracted.document) if extracted.document is not None else []
-        digests = {row.id: row.digest() for row in rows}
+        digests = dict(zip([row.id for row in rows], digests_of(rows), strict=True))
+        if not present:  # nearly every new document
+            stale = tuple(sorted(doubtful - digests.keys()))
+            return Chunked(extracted, new=tuple(rows), kept={}, rewritten=(), stale=stale, digests=digests)
         return Chunked(
             extracted,
             new=tuple(row for row in rows if row.id not in present),
@@ -108,5 +112,5 @@ class Chunk:
             title = content.title or title
         if title:
             said["title"] = title
-        fields = {name: self._kept(name, said.pop(name, None)) for name in sorted(self._fields)}
+        fields = {name: self._kept(name, said.pop(name, None)) for name in self._fields}
         return fields, said

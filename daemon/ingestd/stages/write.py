@@ -39,8 +39,6 @@ class _Open:
     """A version that is being written."""
 
     chunked: Chunked
-    before: Entry
-    """What the ledger goes back to if this version fails."""
     written: list[ChunkId] = field(default_factory=list)
     """New rows that may be in Milvus by now."""
     missing: set[ChunkId] = field(default_factory=set)
@@ -50,6 +48,11 @@ class _Open:
     """Rows of the old version were touched: it cannot be had back."""
     lost: bool = False
     """Its lease has ended: nothing more is done to it, the next owner finds out what is there."""
+
+    @property
+    def before(self) -> Entry:
+        """What the ledger goes back to if this version fails."""
+        return self.chunked.extracted.entry or _nothing(self.chunked)
 
     @property
     def goes_on(self) -> bool:
@@ -112,13 +115,14 @@ class Write:
         ahead = []
         for window in windows:
             chunked = window.chunked
-            before = chunked.extracted.entry or _nothing(chunked)
-            self._open[chunked.event.key] = _Open(chunked, before)
+            document = self._open[chunked.event.key] = _Open(chunked)
+            if self._shared and chunked.event.lease is not None:
+                continue
             touched = {row.id for row in (*chunked.new, *chunked.rewritten)} | set(chunked.stale)
-            if touched and not (self._shared and chunked.event.lease is not None):
+            if touched:
                 tenure = tenure_of(chunked.event)
                 kept, doubtful = dict(chunked.kept), frozenset(touched)
-                ahead.append(replace(before, present=kept, doubtful=doubtful, tenure=tenure))
+                ahead.append(replace(document.before, present=kept, doubtful=doubtful, tenure=tenure))
         if ahead:
             self._hold(lambda: self._ledger.write_ahead(ahead))
 

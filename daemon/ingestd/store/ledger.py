@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from ingestd.store.text import from_column, to_column
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from ingestd.model import ChunkId, Digest
 
@@ -20,15 +20,20 @@ _PRESENT = 32
 _LOOKUP = 500
 """Keys of one look-up: SQLite before 3.32 takes at most 999 variables."""
 
+_TOGETHER = (90, 10, 1)
+"""Entries of one statement, 11 variables each (see ``_LOOKUP``). The interpreter's lock is let go for every statement:
+with other threads at work, getting it back costs more than the statement does."""
+
 _PUT = """
     INSERT INTO entries
         (collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, tenure)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES {}
     ON CONFLICT (collection, document_id) DO UPDATE SET
         source = excluded.source, version = excluded.version, domain = excluded.domain,
         fingerprint = excluded.fingerprint, content = excluded.content, present = excluded.present,
         doubtful = excluded.doubtful, deleted = excluded.deleted, tenure = excluded.tenure
     """
+_PUTS = {count: _PUT.format(",".join(["(?,?,?,?,?,?,?,?,?,?,?)"] * count)) for count in _TOGETHER}
 _GET = """
     SELECT collection, document_id, source, version, domain, fingerprint, content, present, doubtful, deleted, tenure
     FROM entries WHERE collection = ? AND document_id IN ({})
@@ -46,7 +51,12 @@ _WHOLE = """
 
 def put(connection: sqlite3.Connection, entries: Iterable[Entry]) -> None:
     """Replace what is known of these documents."""
-    connection.executemany(_PUT, map(_record, entries))
+    rest = map(_record, entries)  # perhaps of a whole collection: never all in memory
+    while records := list(islice(rest, max(_PUTS))):
+        for count, statement in _PUTS.items():
+            while len(records) >= count:
+                connection.execute(statement, list(chain.from_iterable(records[:count])))
+                del records[:count]
 
 
 def get(connection: sqlite3.Connection, keys: Sequence[DocumentKey]) -> dict[DocumentKey, Entry]:
@@ -175,7 +185,9 @@ def _unpack_present(packed: bytes) -> dict[ChunkId, Digest]:
     return {packed[at : at + _ID].hex(): packed[at + _ID : at + _PRESENT] for at in range(0, len(packed), _PRESENT)}
 
 
-def _pack_ids(key: DocumentKey, ids: Iterable[ChunkId]) -> bytes:
+def _pack_ids(key: DocumentKey, ids: Collection[ChunkId]) -> bytes:
+    if not ids:
+        return b""
     ids = sorted(ids)
     packed = bytes.fromhex("".join(ids))
     if len(packed) != _ID * len(ids):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ingestd.immutable import value
 from ingestd.model import Content, Op
 from ingestd.sources._values.decoded import Decoded, RefusedError
 from ingestd.sources._values.uris import Uris
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PLAIN = "text/plain"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Brought:
     """A payload that is there already."""
 

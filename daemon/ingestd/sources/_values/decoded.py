@@ -7,10 +7,10 @@ position gets out sooner or later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ingestd.errors import DocumentError
+from ingestd.immutable import value
 
 if TYPE_CHECKING:
     from ingestd.model import Op, Payload, Record
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SHOWN = 80
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Decoded:
     """What a record says: all that an event needs and does not get from its source."""
 
@@ -32,7 +32,7 @@ class Decoded:
     """Bytes that the payload takes in memory."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ValueLimits:
     """How large things may be, in bytes."""
 

@@ -73,17 +73,15 @@ class Documents:
         if not tree.keys() <= _KNOWN:
             raise RefusedError(_unknown(tree))
         op = self._ops.of(get("op"), "op")
-        bodies = [name for name in _BODIES if get(name) is not None]
-        if op is Op.DELETE:
-            if bodies:
-                raise RefusedError(f"it is a delete, and has {bodies[0]!r}; leave that out, or make it an upsert")
-        elif len(bodies) != 1:
-            raise RefusedError(f"an upsert has exactly one of 'text', 'content' and 'uri'; this has {_listed(bodies)}")
+        text, content, uri = get("text"), get("content"), get("uri")
+        bodies = (text is not None) + (content is not None) + (uri is not None)
+        if bodies != (op is not Op.DELETE):
+            raise RefusedError(_wrong_bodies(op, [name for name in _BODIES if get(name) is not None]))
         return Said(
             op,
-            parts.string(get("text"), "text"),
-            parts.content(get("content"), "content"),
-            parts.string(get("uri"), "uri"),
+            parts.string(text, "text"),
+            parts.content(content, "content"),
+            parts.string(uri, "uri"),
             parts.string(get("content_type"), "content_type"),
             parts.string(get("title"), "title"),
             parts.metadata(get("metadata"), "metadata"),
@@ -212,6 +210,12 @@ def _object(tree: Any) -> dict[Any, Any]:  # noqa: ANN401 - what stands in a rec
         why = "; a tombstone has no value at all" if tree is None else ""
         raise RefusedError(f"its value is {kind(tree)}, and has to be an object{why}")
     return tree
+
+
+def _wrong_bodies(op: Op, bodies: list[str]) -> str:
+    if op is Op.DELETE:
+        return f"it is a delete, and has {bodies[0]!r}; leave that out, or make it an upsert"
+    return f"an upsert has exactly one of 'text', 'content' and 'uri'; this has {_listed(bodies)}"
 
 
 def _listed(names: list[str]) -> str:
