@@ -154,6 +154,12 @@ def test_no_more_tokens_a_request_than_are_allowed(server: Provider) -> None:
     assert 1 < max(sizes) < 5
 
 
+def known(embedder: RemoteEmbedder) -> None:
+    """Have some good answers, so that several requests may be in flight: the first ones go one by one."""
+    for _ in range(4):
+        dense(embedder, ["a sentence that comes nowhere else"])
+
+
 def test_several_requests_are_in_flight_and_no_more_than_asked_for(server: Provider) -> None:
     """Three wait for each other: one at a time would wait for ever."""
     meeting = threading.Barrier(3, timeout=30)
@@ -170,7 +176,7 @@ def test_several_requests_are_in_flight_and_no_more_than_asked_for(server: Provi
                 now -= 1
 
     embedder = built("cohere", server, batch_texts=2, concurrency=3)
-    embedder.info()
+    known(embedder)
     server.fault = meet
     dense(embedder, TEXTS[:18])
     assert most == 3
@@ -473,7 +479,7 @@ def test_a_request_that_is_too_large_for_a_minute_is_halved() -> None:
 def test_what_is_answered_after_an_error_is_kept(server: Provider) -> None:
     """Four requests are in flight when the first fails: the other three are paid for, and not asked again."""
     failed, embedder = threading.Event(), built("cohere", server, batch_texts=1)
-    embedder.info()
+    known(embedder)
     meeting = threading.Barrier(4, timeout=20)
 
     def fail_first(asked: Asked) -> Answer | None:

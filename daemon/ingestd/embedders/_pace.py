@@ -5,6 +5,8 @@ spread evenly; what the provider's own headers say is left; and a rate that is l
 one falls a little with each refusal, to no more than what was let through of late, and creeps back: the sawtooth of
 congestion control (Chiu and Jain, 1989) with small steps, so that refusals are rare and little is left. A refused
 request waits for as long as it was told, goes first, and goes alone: it is not refused twice because of its siblings.
+Before anything is known one request is in flight, and with each good answer one more may be (slow start, RFC 5681,
+section 3.1): of a first burst of sixteen, a limit of three would refuse thirteen, and some of them again.
 
 A fixed number of tries with a back-off each, as the SDKs have it, was turned down: every request finds the limit out
 for itself, and those that lose are given up.
@@ -39,8 +41,11 @@ WINDOW = 10.0
 IDLE = 2.0
 """Seconds without an answer after which that time begins anew."""
 FIRST_REST = 1.25
+"""Seconds that nothing goes after a refusal that does not say for how long; each further one in a row doubles it."""
+SHORT_REST = 2.0
+"""The same of a single refusal at a rate that is known: the time of so many requests."""
 YIELD = 0.05
-"""Seconds between two looks of a fresh request whether those that were refused have gone."""
+"""Seconds between two looks whether those that were refused have gone, or one in flight was answered."""
 LONGEST_REST = 60.0
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -86,6 +91,8 @@ class Pace:
         """The learned rate before the last refusal that came by itself."""
         self._refusals = 0
         """In a row."""
+        self._most = 1
+        """How many requests may be in flight."""
         self._flying = dict.fromkeys(_KINDS, 0)
         """Requests and tokens in flight."""
         self._left: dict[str, float] = {}
@@ -105,6 +112,8 @@ class Pace:
             at = max(self._rest_until, self._next)
             if self._again and not again:
                 at = max(at, now + max(YIELD, 1 / self._rate if self._rate else 0.0))
+            if self._flying["requests"] >= self._most:
+                at = max(at, now + YIELD)
             at = max(at, self._replenished(now, tokens))
             if at > now:
                 return at - now
@@ -122,6 +131,7 @@ class Pace:
         with self._lock:
             now = self._clock()
             self._refusals = 0
+            self._most += 1
             for kind, mine in zip(_KINDS, (1, tokens), strict=True):
                 left, renewed = _said(headers, kind)
                 if left is not None and renewed is not None:
@@ -159,7 +169,8 @@ class Pace:
             if wait:  # believed the first time: one that says a second, and refuses for a minute, is not
                 rest = wait if self._refusals <= 1 else max(wait, rest)
             elif self._rate and self._refusals <= 1:
-                rest = max(rest, 1 / self._rate)
+                alone = self._again == 1 and self._before is not None
+                rest = SHORT_REST / self._rate if alone else max(rest, 1 / self._rate)
             self._rest_until = max(self._rest_until, now + rest)
             self._next = max(self._next, self._rest_until)
             return self._rest_until - now

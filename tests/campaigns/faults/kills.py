@@ -142,8 +142,9 @@ Write._upsert = deleting_first
     "verification": """\
 from ingestd.engine import reconcile
 
-assert callable(reconcile._verify)
-reconcile._verify = lambda ledger, sink, entries, beat: 0
+assert {"verify", "adopt"} <= vars(reconcile._Check).keys()
+reconcile._Check.verify = lambda self, entries: None
+reconcile._Check.adopt = lambda self, entries, beat: None
 """,
     # Offsets are committed as soon as their records are taken.
     "position": KAFKA_WITHOUT["watermarks"],
