@@ -38,6 +38,7 @@ class Consumer:
         self.answers: list[KafkaError | None] = []
         """To commits; after these all are well."""
         self.topics: dict[str, set[int]] = {}
+        self._fetcher = SimpleNamespace(_next_partition_records=None)
         self._cluster = SimpleNamespace(
             unauthorized_topics=set(), partitions_for_topic=self.topics.get, _last_successful_refresh_ms=0.0
         )
@@ -172,6 +173,50 @@ def test_what_was_given_back_is_never_committed_past() -> None:
         member._turn(seat, intake)  # type: ignore[arg-type]  # as above
     assert [event.record.offset for event in intake.events if event.record] == [0, 1, 1, 2, 3, 4, 5, 6]
     assert max(consumer.committed) == 1
+
+
+def test_what_was_read_to_its_end_makes_room_for_what_the_client_put_aside() -> None:
+    """Before each poll, or records of partitions that were paused stay with the client; what is not read stays."""
+    consumer, member = Consumer(), member_of()
+    for left in ([], ["a record"]):
+        consumer._fetcher._next_partition_records = left
+        member._turn(seat_of(consumer), Intake())  # type: ignore[arg-type]  # as above
+        assert consumer._fetcher._next_partition_records == (left or None)
+
+
+def test_a_consumer_that_stands_still_is_made_anew_less_and_less_often() -> None:
+    """After a minute, and after two more; it begins with one again when all has been well for long enough."""
+    member, made = member_of(), 0
+    clock: Any = member._clock
+    seat: Any = seat_of(Consumer())
+    stuck: list[str | None] = [None]
+    seat.progress = SimpleNamespace(look=lambda *_tenures, **_named: None, stuck=lambda: stuck[0])
+
+    def anew(_seat: Any, _intake: Any) -> Any:
+        nonlocal made
+        made += 1
+        return seat
+
+    member._anew = anew  # type: ignore[method-assign,assignment]
+
+    def turn(seconds: float) -> int:
+        clock.advance(seconds)
+        member._turn(seat, Intake())  # type: ignore[arg-type]  # as above
+        return made
+
+    assert turn(1000.0) == 0
+    stuck[0] = "records of documents/0 do not come"
+    assert [turn(seconds) for seconds in (1.0, 1.0, 58.0, 3.0)] == [0, 0, 0, 1]
+    assert [turn(seconds) for seconds in (1.0, 100.0, 21.0)] == [1, 1, 2]
+    stuck[0] = None
+    turn(1.0)
+    stuck[0] = "again"
+    assert [turn(seconds) for seconds in (1.0, 1.0, 200.0)] == [2, 2, 2]
+    stuck[0] = None
+    turn(1.0)
+    turn(1000.0)
+    stuck[0] = "and again"
+    assert [turn(seconds) for seconds in (1.0, 1.0, 61.0)] == [2, 2, 3]
 
 
 def test_what_cannot_be_withdrawn_while_the_consumer_is_made_anew_is_withdrawn_later() -> None:

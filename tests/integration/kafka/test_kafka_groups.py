@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 from tests.fixtures.brokers import Tansu, free_port
 from tests.fixtures.daemon import wait_for
 from tests.integration.kafka.conftest import SESSION_MS, Rig, kept, offsets, records, written
@@ -14,6 +16,7 @@ from tests.integration.kafka.late import late
 from ingestd.sources._kafka import connection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.kafka
@@ -110,6 +113,48 @@ def test_a_pipeline_that_takes_nothing_keeps_its_partitions(on_tansu: Rig) -> No
         engine.until_settled(600)
         assert {partition: list(range(150)) for partition in range(4)} == offsets(engine)
         assert 600 == engine.totals()["accepted"]
+
+
+def test_what_the_client_puts_aside_comes_when_it_is_given_back(on_tansu: Rig) -> None:
+    """Two partitions are put aside in the middle of what was fetched, and a third is read to its end.
+
+    By itself the client gives neither back, however long it is asked: nothing comes that would take the third's place.
+    """
+    on_tansu.make(3)
+    for partition in range(3):
+        on_tansu.produce(*records(12, partition=partition, start=12 * partition))
+    options = {"group_id": None, "auto_offset_reset": "earliest", "max_poll_records": 5}
+    consumer = KafkaConsumer(bootstrap_servers=on_tansu.bootstrap, **options)
+    found: Counter[int] = Counter()
+
+    def poll() -> int:
+        for partition, some in consumer.poll(timeout_ms=100).items():
+            found[partition.partition] += len(some)
+        return sum(found.values())
+
+    def until(condition: Callable[[], bool]) -> None:
+        wait_for(lambda: poll() >= 0 and condition(), "records come")
+
+    def given_back() -> int:
+        connection.give_back(consumer)
+        return poll()
+
+    try:
+        consumer.assign([TopicPartition(on_tansu.topic, partition) for partition in range(3)])
+        until(lambda: len(found) > 0)
+        for count in (2, 3):
+            consumer.pause(*(TopicPartition(on_tansu.topic, partition) for partition in found))
+            until(lambda count=count: len(found) == count)  # type: ignore[misc]  # bound now
+        (last,) = {0, 1, 2} - {partition.partition for partition in consumer.paused()}
+        until(lambda: found[last] == 12)
+        consumer.resume(*consumer.paused())
+        before = sum(found.values())
+        assert before < 36
+        assert {poll() for _ in range(10)} == {before}
+        wait_for(lambda: given_back() == 36, "all is given back")
+        assert found == {0: 12, 1: 12, 2: 12}
+    finally:
+        consumer.close()
 
 
 def test_a_surplus_member_that_runs_once_ends(on_tansu: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

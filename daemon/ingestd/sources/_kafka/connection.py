@@ -359,6 +359,18 @@ def drop_unreadable(consumer: KafkaConsumer) -> None:
         fetcher._next_partition_records = None  # noqa: SLF001 - see above
 
 
+def give_back(consumer: KafkaConsumer) -> None:
+    """Have records handed to us that the client put aside for a pause: to be called before each poll.
+
+    It takes one partition's at a time out of what it put aside, and only while nothing is in the place of what it reads
+    next. What was read to its end stays in that place until something else comes: where several partitions were put
+    aside (a rebalance in the middle of a pause), and the rest have no more to bring, nothing would ever come of them.
+    """
+    fetcher = consumer._fetcher  # noqa: SLF001 - see above
+    if not fetcher._next_partition_records:  # noqa: SLF001 - see above
+        fetcher._next_partition_records = None  # noqa: SLF001 - see above
+
+
 def topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
     """Return the id that a topic was given when it was made; None: it is not known, or brokers give none."""
     found = consumer._cluster.topic_id(topic)  # noqa: SLF001 - nothing else says it

@@ -23,7 +23,14 @@ from kafka.structs import TopicPartition
 from ingestd.errors import Stopped, UnavailableError
 from ingestd.model import Verdict
 from ingestd.sources._kafka.backlog import Backlog
-from ingestd.sources._kafka.connection import answered_at, connect, denied, drop_unreadable, partition_count
+from ingestd.sources._kafka.connection import (
+    answered_at,
+    connect,
+    denied,
+    drop_unreadable,
+    give_back,
+    partition_count,
+)
 from ingestd.sources._kafka.errors import raise_if_refused, told
 from ingestd.sources._kafka.parking import Parking
 from ingestd.sources._kafka.rebalance import Seat
@@ -51,6 +58,8 @@ RETRY_SECONDS = 1.0
 """After a poll that failed, or a broker that did not answer."""
 REBUILD_AFTER = 30
 """Polls that failed in a row, after which the consumer is made anew."""
+STUCK_SECONDS, LONGEST_STUCK = 60.0, 3600.0
+"""How long the view may say that it is stuck before the consumer is made anew: the first time, and at the most."""
 SAID_SECONDS = 1.0
 """After a subscription: what brokers say of topics before that may answer what was asked before it."""
 APPEARED_SECONDS = 10.0
@@ -89,6 +98,10 @@ class Member:
         self._again: set[TopicPartition] = set()
         self._paused = False
         self._failures = 0
+        self._stuck_since: float | None = None
+        """When it began that nothing goes on; None: something does."""
+        self._patience = STUCK_SECONDS
+        self._patient_until = 0.0
         self._rebalances = self._refused = 0
         """Of the consumers before this one: what is exported only grows."""
         self.view = View(since=clock.monotonic())
@@ -178,6 +191,7 @@ class Member:
         # then is of the place that it was at. Taken under the new tenure, its offsets would be committed past the rest.
         self._take_note(seat.holdings)
         seat.look_at_topics()
+        give_back(seat.consumer)
         try:
             records = seat.consumer.poll(timeout_ms=self._poll_ms(seat))
         except Exception as error:  # noqa: BLE001 - what the client chokes on is a record's fault, and no end of ours
@@ -188,7 +202,7 @@ class Member:
         if hidden:
             raise_if_refused(self._name, TopicAuthorizationFailedError(", ".join(sorted(hidden))))
         self._look_for_topics(seat)
-        if seat.group.gone() or self._is_passed_over(seat):
+        if seat.group.gone() or self._is_passed_over(seat) or self._stands_still():
             return self._anew(seat, intake)
         seat.group.see_through()
         if self._failures:
@@ -242,6 +256,27 @@ class Member:
         if boot_time() - self._appeared_at < APPEARED_SECONDS:
             return False
         self._appeared_at = None
+        return True
+
+    def _stands_still(self) -> bool:
+        """Whether it is time for another consumer, since nothing goes on with this one though the group answers.
+
+        The client keeps most troubles of a fetch to itself. Where the trouble is not its own, another consumer does not
+        help, and costs the group a rebalance: so it is twice as long each time, until all has been well for as long.
+        """
+        now = self._clock.monotonic()
+        if self.view.stuck is None:
+            self._stuck_since = None
+            if now > self._patient_until:
+                self._patience = STUCK_SECONDS
+            return False
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now - self._stuck_since < self._patience:
+            return False
+        self._stuck_since = None
+        self._patience = min(2 * self._patience, LONGEST_STUCK)
+        self._patient_until = now + 2 * self._patience
         return True
 
     def _poll_ms(self, seat: Seat) -> float:
