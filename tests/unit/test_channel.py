@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
+from tests.fixtures.daemon import wait_for
 
 from ingestd.engine.channel import Channel
 from ingestd.errors import Stopped
@@ -36,19 +38,53 @@ def test_a_full_channel_blocks_its_writer_and_lets_it_beat() -> None:
     assert channel.take(9, 0.0, 0.0) == [2, 3]
 
 
-def test_a_writer_beats_though_others_keep_waking_it() -> None:
-    """A heavy item may wait behind many light ones: its thread is not taken for dead."""
+def test_a_writer_beats_though_readers_keep_waking_it() -> None:
+    """A heavy item may wait until many light ones are gone: its thread is not taken for dead."""
     channel: Channel[int] = Channel("c", 10, lambda item: item)
-    channel.put(5)
+    channel.extend([1] * 8)
     beats = threading.Semaphore(0)
     with ThreadPoolExecutor(1) as pool:
         put = pool.submit(channel.put, 10, beats.release)
-        for _ in range(5):
-            channel.put(1)
+        assert beats.acquire(timeout=DEADLINE)
+        for _ in range(7):
             assert channel.take(1, 0.0, 0.0)
             assert beats.acquire(timeout=DEADLINE)
-        channel.clear()
+            assert not put.done()
+        assert channel.take(1, 0.0, 0.0) == [1]
         put.result(DEADLINE)
+
+
+def test_a_heavy_item_gets_in_while_light_ones_keep_coming() -> None:
+    """Who waits for room gets it in turn: nobody is overtaken for ever."""
+    channel: Channel[int] = Channel("c", 100, lambda item: item)
+    over = threading.Event()
+
+    def lightly() -> None:
+        with suppress(Stopped):
+            while not over.is_set():
+                channel.extend([5] * 50)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(lightly)
+        wait_for(lambda: len(channel) == 20, "it is full")
+        pool.submit(channel.put, 60)
+        try:
+            wait_for(lambda: 60 in (channel.take(10, 0.0, DEADLINE) or ()), "the heavy one comes")
+        finally:
+            over.set()
+            channel.close()
+
+
+def test_who_is_refused_leaves_the_line() -> None:
+    """Those behind it are refused too, and nobody waits for ever."""
+    channel: Channel[int] = Channel("c", 1)
+    channel.put(1)
+    with ThreadPoolExecutor(3) as pool:
+        puts = [pool.submit(channel.put, number) for number in (2, 3, 4)]
+        wait_for(lambda: len(channel._line) == 3, "all wait")
+        channel.close()
+        assert all(isinstance(put.exception(DEADLINE), Stopped) for put in puts)
+    assert not channel._line
 
 
 def test_one_item_always_fits() -> None:

@@ -53,7 +53,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 class Buggy:
     """A stage with a bug."""
 
-    def process(self, _batch: Sequence[object]) -> Iterator[Any]:
+    def process(self, _batch: Sequence[object], _flush: Callable[[], None]) -> Iterator[Any]:
         """Raise."""
         raise RuntimeError("a bug")
 

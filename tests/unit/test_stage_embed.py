@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from tests.fakes import (
     ManualLease,
     MemorySink,
     StubEmbedder,
+    delete,
     dense_vector,
     open_store,
     upsert,
@@ -211,3 +212,24 @@ def test_vectors_that_nobody_may_write_are_not_made(stages: Assembly) -> None:
     assert (outcome.event, outcome.verdict) == (event, Verdict.RETURNED)
     assert shape([window]) == [("b", 1, True, True)]
     assert stages.embedder.calls == [("three",)]
+
+
+def test_what_needs_no_model_is_handed_over_before_one_is_asked(
+    stages: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete is written at once, though the model behind it may be away for hours; and so is each full window."""
+    list(stages.run(upsert("gone", "old", 1)))
+    said: list[str] = []
+    embed = stages.embedder.embed
+
+    def asked(*arguments: Any) -> Any:
+        said.append("asked")
+        return embed(*arguments)
+
+    monkeypatch.setattr(stages.embedder, "embed", asked)
+    events = [delete("gone", 2), upsert("long", "\n".join(names("l", 5)), 3)]
+    batch = [one for one in stages.chunk.process(stages.extracted(events, [])) if isinstance(one, Chunked)]
+    for found in stages.embed.process(batch, lambda: said.append("flush")):
+        assert isinstance(found, Embedded)
+        said.append(found.event.key.document_id)
+    assert said == ["gone", "flush", "asked", "long", "flush", "asked", "long"]

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fakes import COLLECTION, FINGERPRINT, Assembly, MemorySink, delete, open_store, upsert
 
 from ingestd.errors import DocumentError, UnavailableError
-from ingestd.model import DocumentKey, Entry, Verdict, Version, chunk_ids
+from ingestd.model import (
+    Abandoned,
+    Chunked,
+    DocumentKey,
+    Embedded,
+    Entry,
+    Outcome,
+    Verdict,
+    Version,
+    chunk_ids,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ingestd.model import ChunkId, Outcome, Row
+    from ingestd.model import ChunkId, Row
     from ingestd.store.sqlite import SqliteStore
 
 
@@ -351,3 +361,32 @@ def test_the_entry_says_who_wrote_it_and_how(stages: Assembly, store: SqliteStor
     assert (entry.source, entry.fingerprint, entry.content) == ("cms", FINGERPRINT, outcome.content.digest())
     rows: dict[str, Row] = stages.sink.rows
     assert entry.present == {key: replace(row, vectors={}).digest() for key, row in rows.items()}
+
+
+@pytest.mark.parametrize("abandoned", [False, True], ids=["refused", "abandoned"])
+def test_what_is_written_counts_before_another_is_taken_back(
+    stages: Assembly, sink: MemorySink, monkeypatch: pytest.MonkeyPatch, *, abandoned: bool
+) -> None:
+    """Taking back asks Milvus, for as long as it is away: whatever the batch wrote besides is done by then."""
+    said: list[str] = []
+    remove = sink.delete
+
+    def removed(*arguments: Any, **named: Any) -> None:
+        said.append("removed")
+        remove(*arguments, **named)
+
+    monkeypatch.setattr(sink, "delete", removed)
+    events = [upsert("one", "one", 1), upsert("two", "two", 2), upsert("bad", lines("a", "b"), 3)]
+    chunked = stages.chunk.process(stages.extracted(events, []))
+    found = stages.embed.process([one for one in chunked if isinstance(one, Chunked)])
+    windows: list[Embedded | Abandoned] = [one for one in found if isinstance(one, Embedded)]
+    if abandoned:
+        last = windows.pop()
+        assert isinstance(last, Embedded)
+        windows += [replace(last, last=False), Abandoned(last.chunked, Outcome(last.event, Verdict.DEAD_LETTERED))]
+    else:
+        sink.refuses = lambda row: row.text == "b"
+    for outcome in stages.write.process(windows, lambda: said.append("flush")):
+        document = outcome.event.key.document_id
+        said.append(document)
+    assert said == ["one", "two", "flush", "removed", "bad"]

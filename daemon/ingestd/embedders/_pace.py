@@ -43,7 +43,7 @@ IDLE = 2.0
 FIRST_REST = 1.25
 """Seconds that nothing goes after a refusal that does not say for how long; each further one in a row doubles it."""
 SHORT_REST = 2.0
-"""The same of a single refusal at a rate that is known: the time of so many requests."""
+"""The same of a single refusal at a rate that is known, where that is shorter: the time of so many requests."""
 YIELD = 0.05
 """Seconds between two looks whether those that were refused have gone, or one in flight was answered."""
 LONGEST_REST = 60.0
@@ -169,8 +169,9 @@ class Pace:
             if wait:  # believed the first time: one that says a second, and refuses for a minute, is not
                 rest = wait if self._refusals <= 1 else max(wait, rest)
             elif self._rate and self._refusals <= 1:
-                alone = self._again == 1 and self._before is not None
-                rest = SHORT_REST / self._rate if alone else max(rest, 1 / self._rate)
+                rest = max(rest, 1 / self._rate)
+                if self._again == 1 and self._before is not None:
+                    rest = min(rest, SHORT_REST / self._rate)
             self._rest_until = max(self._rest_until, now + rest)
             self._next = max(self._next, self._rest_until)
             return self._rest_until - now

@@ -40,6 +40,8 @@ class Channel(Generic[T]):
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._filled = threading.Condition(self._lock)
+        self._line: deque[object] = deque()
+        """Writers that wait for room, in the order in which they came: what is heavy is not overtaken for ever."""
         self._waiting: dict[int, int] = {}
         """The weight that each waiting reader waits for: to be woken for every item would cost more than the item."""
         self._wanted = 0
@@ -83,9 +85,11 @@ class Channel(Generic[T]):
     def offer(self, items: Sequence[T], done: int, beat: Callable[[], None] | None = None) -> int:
         """Add as many items as there is room for, under one lock; where there is for none, wait until there is for one.
 
+        Who comes later waits behind who waits already.
+
         Args:
             items: The items, in their order.
-            done: How many of them are in already.
+            done: How many of them are in already; not all.
             beat: As for ``put``.
 
         Returns:
@@ -95,12 +99,11 @@ class Channel(Generic[T]):
             Stopped: The channel was closed; no further one was added.
         """
         with self._lock:
-            while not self._closed and (fit := self._fit(items, done)) == done:
-                self._room.wait(1.0)
-                if beat is not None:
-                    beat()
             if self._closed:
                 raise Stopped(self._name)
+            fit = done if self._line else self._fit(items, done)
+            if fit == done:
+                fit = self._wait_for_room(items, done, beat)
             self._items.extend(items if fit - done == len(items) else items[done:fit])
             self._wake()
             return fit
@@ -139,6 +142,22 @@ class Channel(Generic[T]):
             self._closed = True
             self._room.notify_all()
             self._filled.notify_all()
+
+    def _wait_for_room(self, items: Sequence[T], done: int, beat: Callable[[], None] | None) -> int:
+        me = object()
+        self._line.append(me)
+        try:
+            while True:
+                self._room.wait(1.0)
+                if beat is not None:
+                    beat()
+                if self._closed:
+                    raise Stopped(self._name)
+                if self._line[0] is me and (fit := self._fit(items, done)) > done:
+                    return fit
+        finally:
+            self._line.remove(me)
+            self._room.notify_all()
 
     def _wait(self, weight: int, seconds: float) -> bool:
         """Wait until so much is there; return whether it came to be, in time and before the channel was closed."""

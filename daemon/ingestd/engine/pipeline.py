@@ -25,16 +25,16 @@ Reading: TypeAlias = "Work[Recalled, Recalled | Extracted]"
 
 RECALLED = 500
 """Events that are looked up at a time: where Milvus has to be asked, in one question."""
-CHUNKED = 128_000
-"""Characters that are cut at a time, or one document."""
+CHUNKED = 256_000
+"""Weight of the documents that are cut at a time: of their texts in characters, and of their files in bytes."""
 LINGER = 0.002
 """Seconds for a few more to come: threads that hand over one by one cost more than what they hand over."""
 WAITING_DOCUMENTS = 64
 """Documents that wait to be extracted."""
-WAITING_TEXT = 2_000_000
-"""Characters that wait to be chunked, or one document's: a text can be far larger than the file that it came from."""
+WAITING_TEXT = 4_000_000
+"""The same of what waits to be cut: a text can be far larger than the file that it came from, or far smaller."""
 OVERHEAD = 256
-"""Characters that a document counts for beside its text."""
+"""The weight of a document by itself."""
 MOST_CHUNKS = 2_048
 """Chunks that wait for the models, where two windows are not more."""
 WRITE_BATCH = 1_000
@@ -118,7 +118,7 @@ class Pipeline:
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
         difficult: Channel[Recalled] = Channel("extract_long", None)
-        extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _characters)
+        extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _weight)
         waiting = min(4 * window, max(MOST_CHUNKS, 2 * window))
         chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
@@ -179,8 +179,9 @@ class Pipeline:
         Begun means that the most expensive part would be done twice. A document that is being read or cut is dropped
         when it comes out of that, and one whose outcome is known gets it.
         """
-        self._giving_up.set()
+        # In this order: from the flag on stages drop what they have, with their lanes, and those have to be at an end.
         self._note_dropped(self.lanes.stop())
+        self._giving_up.set()
         for channel in self._unbegun:
             self._drop(channel.clear())
 
@@ -228,9 +229,10 @@ def _nothing_more(items: Sequence[object], _beat: Callable[[], None]) -> None:
     raise AssertionError(items)
 
 
-def _characters(item: Extracted) -> int:
-    """Return about how much memory a text that waits takes, in characters."""
-    return OVERHEAD + (0 if item.document is None else len(item.document.text))
+def _weight(item: Extracted) -> int:
+    """Return about how much memory a document takes that waits to be cut: its text, and the file that it came from."""
+    text = 0 if item.document is None else len(item.document.text)
+    return OVERHEAD + text + (0 if item.content is None else len(item.content.data))
 
 
 def _rows(item: Embedded | Abandoned) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -36,8 +37,13 @@ PATIENCE = 1.0
 class Work(Protocol[In_contra, Out_co]):
     """What a stage does."""
 
-    def process(self, batch: Sequence[In_contra]) -> Iterable[Out_co | Outcome]:
-        """Yield, for each item, what the next stage takes, or the event's outcome."""
+    def process(self, batch: Sequence[In_contra], flush: Callable[[], None] = ...) -> Iterable[Out_co | Outcome]:
+        """Yield, for each item, what the next stage takes, or the event's outcome.
+
+        Args:
+            batch: The items.
+            flush: To be called before what takes long and follows on results: they are handed over, and do not wait.
+        """
         ...
 
 
@@ -124,15 +130,28 @@ class StageThread(Generic[In, Out]):
     def _work_on(self, batch: Sequence[In]) -> None:
         results: list[Out | Outcome] = []
         since = self._said
-        for result in self._work.process(batch):
-            results.append(result)
-            now = time.monotonic()
-            if now - since > HOLD:
-                self._hand_over(results)
-                results, since = [], time.monotonic()
-            if now - self._said > SAYING:
-                self._begin()
-        self._hand_over(results)
+
+        def flush() -> None:
+            nonlocal results, since
+            if results:
+                held, results = results, []
+                self._hand_over(held)
+                self._begin()  # whoever waited for room was allowed less silence meanwhile
+            since = time.monotonic()
+
+        try:
+            for result in self._work.process(batch, flush):
+                results.append(result)
+                now = time.monotonic()
+                if now - since > HOLD:
+                    flush()
+                if now - self._said > SAYING:
+                    self._begin()
+        except BaseException:
+            with suppress(Stopped):  # what ends the stage is what is told
+                flush()  # an outcome that is known counts, whatever comes after it
+            raise
+        flush()
 
     def _hand_over(self, results: Sequence[Out | Outcome]) -> None:
         outcomes: list[Outcome] = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ingestd.errors import DocumentError, IngestError
 from ingestd.model import Chunked, Row, Stage, chunk_ids
 from ingestd.model import digests as digests_of
+from ingestd.ports import always
 from ingestd.stages._failing import failed
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class Chunk:
         self._max_chunks = max_chunks
         self._kept = kept
 
-    def process(self, batch: Sequence[Extracted]) -> Iterator[Chunked | Outcome]:
+    def process(self, batch: Sequence[Extracted], flush: Callable[[], None] = always) -> Iterator[Chunked | Outcome]:
         """Yield a Chunked or an Outcome for each document."""
+        del flush  # nothing here takes long behind a result
         for extracted in batch:
             try:
                 yield self._chunk(extracted)

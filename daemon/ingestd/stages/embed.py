@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ingestd.devices.check import check
 from ingestd.model import Abandoned, Embedded, Outcome, Role, Stage, Verdict
+from ingestd.ports import always
 from ingestd.stages._failing import failed, isolate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ingestd.model import Chunked, DenseVector, Row, SparseVector, VectorKind, Vectors
     from ingestd.ports import Embedder, Patience
@@ -73,7 +74,9 @@ class Embed:
         for vector_field in fields:
             self._by_embedder.setdefault(vector_field.embedder.name, []).append(vector_field)
 
-    def process(self, batch: Sequence[Chunked]) -> Iterator[Embedded | Abandoned | Outcome]:
+    def process(
+        self, batch: Sequence[Chunked], flush: Callable[[], None] = always
+    ) -> Iterator[Embedded | Abandoned | Outcome]:
         """Yield, for each document, its windows, or an outcome if a row cannot be embedded."""
         documents = []
         for chunked in batch:
@@ -88,6 +91,7 @@ class Embed:
         for start in range(0, len(pieces), self._window):
             run = [piece for piece in pieces[start : start + self._window] if piece.document.outcome is None]
             if run:
+                flush()
                 yield from self._embed(run)
 
     def _embed(self, run: Sequence[_Piece]) -> Iterator[Embedded | Abandoned | Outcome]:

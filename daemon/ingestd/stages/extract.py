@@ -49,8 +49,11 @@ class Extract:
         self._shared = shared
         self._hurried = hurried
 
-    def process(self, batch: Sequence[Recalled]) -> Iterator[Recalled | Extracted | Outcome]:
+    def process(
+        self, batch: Sequence[Recalled], flush: Callable[[], None] = always
+    ) -> Iterator[Recalled | Extracted | Outcome]:
         """Yield an Extracted or an Outcome for each event; in a hurry, what is to be read elsewhere as it came."""
+        del flush  # nothing here takes long behind a result
         for recalled in batch:
             try:
                 result = read(recalled, self._fingerprint, self._text, shared=self._shared, fetch=self._fetched)

@@ -29,6 +29,7 @@ from ingestd.model import (
     Version,
     is_chunk_id,
 )
+from ingestd.ports import always
 from ingestd.stages._failing import failed
 from ingestd.stages._reading import read
 
@@ -74,8 +75,11 @@ class Recall:
         self._patience = patience
         self._on_crossed = on_crossed
 
-    def process(self, batch: Sequence[Event]) -> Iterator[Recalled | Extracted | Outcome]:
+    def process(
+        self, batch: Sequence[Event], flush: Callable[[], None] = always
+    ) -> Iterator[Recalled | Extracted | Outcome]:
         """Yield what is known, the text where it is at hand, or an Outcome, for each event."""
+        del flush  # nothing here takes long behind a result
         entries = self._entries(batch)
         for event in batch:
             yield self._recall(event, entries.get(event.key))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ingestd.errors import DocumentError, TransientError
 from ingestd.model import BEFORE_ALL, Abandoned, Embedded, Entry, Op, Outcome, Stage, Tombstone, Verdict, Version
+from ingestd.ports import always
 from ingestd.stages._failing import failed, isolate
 from ingestd.stages._reading import tenure_of
 
@@ -96,7 +97,7 @@ class Write:
         self._shared = shared
         self._open: dict[DocumentKey, _Open] = {}
 
-    def process(self, batch: Sequence[Embedded | Abandoned]) -> Iterator[Outcome]:
+    def process(self, batch: Sequence[Embedded | Abandoned], flush: Callable[[], None] = always) -> Iterator[Outcome]:
         """Yield the outcome of each document whose last window is in the batch."""
         windows = [item for item in batch if isinstance(item, Embedded)]
         self._begin([window for window in windows if window.first])
@@ -104,10 +105,11 @@ class Write:
         ended = [self._open.pop(window.event.key) for window in windows if window.last]
         self._rewrite([document for document in ended if document.goes_on])
         self._delete([document for document in ended if document.goes_on])
-        yield from self._outcomes(ended)
+        yield from self._outcomes(ended, flush)
         for item in batch:
             if isinstance(item, Abandoned):
                 document = self._open.pop(item.chunked.event.key)
+                flush()
                 yield from self._give_up([document], {id(document): item.outcome})
 
     def _begin(self, windows: Sequence[Embedded]) -> None:
@@ -156,7 +158,7 @@ class Write:
             ]
         )
 
-    def _outcomes(self, documents: Sequence[_Open]) -> Iterator[Outcome]:
+    def _outcomes(self, documents: Sequence[_Open], flush: Callable[[], None]) -> Iterator[Outcome]:
         bad = [document for document in documents if document.error is not None and not document.lost]
         for document in documents:
             if document.lost:
@@ -171,6 +173,7 @@ class Write:
                 extracted = document.chunked.extracted
                 if document.error is not None:
                     reasons[id(document)] = failed(extracted.event, Stage.WRITE, document.error, extracted.content)
+            flush()
             yield from self._give_up(bad, reasons)
 
     def _done(self, document: _Open) -> Outcome:
@@ -212,14 +215,13 @@ class Write:
 
         Ids that were doubtful before stay so, rows and all: they may be the old version's.
         """
-        written = [
-            _Stale(document, chunk_id)
-            for document in documents
-            for chunk_id in document.written
-            if not document.lost and chunk_id not in document.before.doubtful - document.before.begun
-        ]
-        begun = [_Stale(document, at) for document in documents for at in document.before.begun - {*document.written}]
-        self._remove([*written, *(stale for stale in begun if not stale.document.lost)])
+        gone = []
+        for document in documents:
+            if not document.lost:
+                before = document.before
+                ids = {*document.written} - (before.doubtful - before.begun) | before.begun
+                gone += [_Stale(document, chunk_id) for chunk_id in sorted(ids)]
+        self._remove(gone)
         for document in documents:
             if document.lost:
                 yield Outcome(document.chunked.event, Verdict.RETURNED)
