@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else needed
 	@mkdir -p inbox
 	@test -n "$$(ls -A inbox)" || cp config/samples/* inbox/
-	@echo 'Watching inbox/. How it is doing: http://127.0.0.1:8321/   Stop it with Ctrl-C.'
+	@echo 'Watching inbox/. How it is doing: http://'"$${INGESTD_HTTP__LISTEN:-127.0.0.1:8321}"'/   Stop it with Ctrl-C.'
 	@echo 'When that page says that all is well, search in another terminal:'
 	@echo '  .venv/bin/ingestd search articles "how do I keep my plants alive while I am travelling" --config $(QUICKSTART)'
 	@exec env HF_HUB_OFFLINE=1 $(BIN)/ingestd run --config $(QUICKSTART)

@@ -109,9 +109,10 @@ def told(bootstrap: str) -> str:
 Port {USUAL_PORT} is taken, so the broker has another. In each shell in which you run the README's commands, first:
   export {SERVERS}={shlex.quote(json.dumps([bootstrap]))}
 """
+    page = os.environ.get("INGESTD_HTTP__LISTEN", "127.0.0.1:8321")
     return f"""\
 The sample documents are on the topic {TOPIC} of a broker at {bootstrap}, which keeps them in memory: they go with it.
-How the daemon is doing: http://127.0.0.1:8321/   Stop it, and the broker, with Ctrl-C.
+How the daemon is doing: http://{page}/   Stop it, and the broker, with Ctrl-C.
 {first}When that page says that all is well, search in another terminal:
   .venv/bin/ingestd search {COLLECTION} "{QUERY}" --config {CONFIG}
 and put documents of your own on the topic:

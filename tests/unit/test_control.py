@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from ingestd.errors import ConfigError, DocumentError, FatalError, IngestError, TransientError, UnavailableError
+from ingestd.errors import (
+    ConfigError,
+    DocumentError,
+    FatalError,
+    IngestError,
+    Stopped,
+    TransientError,
+    UnavailableError,
+)
 from ingestd.ops.control import SOCKET_NAME, ControlServer, NotRunning, _described, _rebuilt, call
 
 if TYPE_CHECKING:
@@ -112,6 +120,19 @@ def test_errors_survive_the_way(message: str, dependency: str, wait: float | Non
     rebuilt = _rebuilt(_described(error))
     assert isinstance(rebuilt, UnavailableError)
     assert (message, dependency, wait) == (str(rebuilt), rebuilt.dependency, rebuilt.wait)
+
+
+def test_a_command_that_a_stop_ends_says_so(tmp_path: Path) -> None:
+    """It is no fault that anybody has to look for."""
+
+    def stopped(_arguments: Mapping[str, Json]) -> Json:
+        raise Stopped("embedder")
+
+    path = tmp_path / SOCKET_NAME
+    with serving(path, {"x": stopped}), capture_logs() as logs:
+        with pytest.raises(IngestError, match="is stopping"):
+            call(path, "x", {}, 10)
+        assert logs == []
 
 
 def test_a_command_that_breaks_is_logged_and_says_where_to_look(tmp_path: Path) -> None:

@@ -172,6 +172,51 @@ def test_a_refused_request_goes_before_fresh_ones_and_after_its_rest() -> None:
     assert pace.wait(1, again=True) == 0
 
 
+def test_a_request_that_is_refused_by_itself_tells_no_rate() -> None:
+    """Nothing went before it, so nothing is known of how much is let through: it waits for as long as it was told.
+
+    From no request in ten seconds a rate of one a minute was learned, and kept long after the provider was well.
+    """
+    now = 0.0
+    pace = Pace(lambda: now)
+    for rest in (3.0, 3.0, 5.0):
+        assert pace.wait(1, again=now > 0) == 0
+        assert pace.refused(3.0) == rest
+        pace.ended(1)
+        assert pace.rate is None
+        now += rest
+    assert pace.wait(1, again=True) == 0
+    pace.answered({}, 1)
+    assert pace.wait(1) == 0
+
+
+def test_a_slow_rate_is_left_in_minutes_once_more_is_taken() -> None:
+    """A trickle was refused, so that the rate is as slow as the trickle; then there is much to do, and all is taken."""
+    now = 0.0
+    pace = known(lambda: now)
+    for _ in range(4):
+        now += 1.9
+        assert pace.wait(1) == 0
+        pace.ended(1)
+    pace.refused(1.0)
+    now += 1.0
+    rate = pace.rate
+    assert rate
+    assert rate < 0.6
+    taken, until, again = 0, now + 120.0, True
+    while now < until:
+        seconds = pace.wait(1, again=again)
+        if seconds:
+            now += seconds
+            continue
+        again, taken = False, taken + 1
+        pace.answered({}, 1)
+        pace.ended(1)
+    faster = pace.rate
+    assert faster
+    assert faster > 10.0
+
+
 def test_a_request_that_is_given_up_holds_nobody_back() -> None:
     """Fresh ones go once the rest is over."""
     now = 0.0

@@ -12,6 +12,7 @@ that says which text of a batch was wrong. They are the tests' oracle.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -238,7 +239,7 @@ def _whole(response: BaseHTTPResponse, deadline: float) -> bytes:
 def _cause(error: HTTPError) -> str:
     """Return why there was no answer, without urllib3's objects in it."""
     reason = getattr(error, "reason", None) or error
-    text = str(reason)
+    text = re.sub(r"^\S+\(host=[^)]*\): ", "", str(reason))
     return text.rpartition(">: ")[2] or type(reason).__name__
 
 

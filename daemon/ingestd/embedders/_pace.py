@@ -217,6 +217,8 @@ class Pace:
         """Learn from the first refusal, and again from those of what went beside it: so many less got through."""
         seen = len(self._sent) / min(WINDOW, max(1.0, self._fell_at - self._busy_since))
         before = self._before
+        if not seen and before is None:
+            return  # one that was refused by itself, after nothing for a while: that tells no rate
         # What went is less than what is taken, by the rests: but a rate that was guessed from a burst can be far off.
         self._ceiling = seen if before is None else min(before, DOUBT * seen) if seen else before / 2
         self._rate = self._ceiling = max(SLOWEST, self._ceiling)
@@ -229,7 +231,8 @@ class Pace:
             return None
         seconds, self._learned_at = now - self._learned_at, now
         growth = CREEP if self._rate < NEAR * self._ceiling else STRIDE
-        self._rate *= 1 + growth * min(seconds, 1.0)
+        # Of a pause nothing is learned; but what lies between two requests at this rate is none.
+        self._rate *= 1 + growth * min(seconds, max(1.0, 2 / self._rate))
         return self._rate
 
 

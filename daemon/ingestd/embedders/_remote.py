@@ -630,7 +630,10 @@ class RemoteEmbedder:
                     self._pace.give_up()
                 if self._closed.is_set() or call.error is not None:
                     raise Stopped
-                said = f"{self._client.host} takes no more for {seconds:.0f} s, by what it said and what is configured"
+                said = (
+                    f"{self._client.host} takes no more for {seconds:.0f} s, by what it said, by what is configured, "
+                    "or by what it was seen to take"
+                )
                 raise UnavailableError(self._client.dependency, said, wait=seconds, refused=True)
 
     def _block(self, vectors: Sequence[Vector]) -> Vectors:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, cast
 
 import structlog
 
-from ingestd.errors import ConfigError, DocumentError, FatalError, IngestError, TransientError, UnavailableError
+from ingestd.errors import (
+    ConfigError,
+    DocumentError,
+    FatalError,
+    IngestError,
+    Stopped,
+    TransientError,
+    UnavailableError,
+)
 from ingestd.ops._wsgi import Response, Server, json_response
 
 if TYPE_CHECKING:
@@ -226,6 +234,9 @@ def _run(name: str, command: Callable[[Mapping[str, Json]], Json], arguments: Ma
         _log.warning("a command failed", command=name, error=str(error))
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
         return json_response(status, {"error": _described(error)})
+    except Stopped:
+        message = "the daemon is stopping, and left this undone; ask again when it runs"
+        return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"error": {"class": "IngestError", "message": message}})
     except Exception as error:  # noqa: BLE001 - logged and answered: a person waits at the other end
         _log.exception("a command broke", command=name)
         message = f"{type(error).__name__} in the running daemon; its log has the traceback"
