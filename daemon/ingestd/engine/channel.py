@@ -205,12 +205,12 @@ class Channel(Generic[T]):
             batch, taken = list(self._items), len(self._items)
             self._items.clear()
         else:
-            batch, taken = self._heaviest(limit)
+            batch, taken = self._first(limit)
         self._weight -= taken
         self._room.notify_all()
         return batch
 
-    def _heaviest(self, limit: int) -> tuple[list[T], int]:
+    def _first(self, limit: int) -> tuple[list[T], int]:
         """Take out as many items as weigh no more than the limit, or the first one, and return their weight too."""
         batch: list[T] = []
         taken = 0

@@ -96,17 +96,17 @@ def show_teeth(asked: Wish, folder: Path, only: str | None) -> None:
         AssertionError: A scene did not notice.
     """
     blunt = []
-    for name, scene in teeth().items():
+    for name, scene in teeth():
         if only not in {None, name}:
             continue
         wish = replace(asked, without={name: without()[name]})
         try:
-            figures = scenes()[scene](wish, folder / name, random.Random(f"{wish.seed} {scene}"), report)
+            figures = scenes()[scene](wish, folder / name / scene, random.Random(f"{wish.seed} {scene}"), report)
         except AssertionError as error:
             report("tooth", without=name, scene=scene, failed=str(error)[:600])
         else:
             report("tooth", without=name, scene=scene, unnoticed=asdict(figures))
-            blunt.append(name)
+            blunt.append(f"{name} ({scene})")
     assert not blunt, f"nobody noticed that this was taken out: {', '.join(blunt)}"
 
 
@@ -123,12 +123,17 @@ def scenes() -> dict[str, Scene]:
 
 def without() -> dict[str, str]:
     """Return what can be taken out of the daemon, and how."""
-    return {name: code for area in _areas() for name, code in getattr(area, "WITHOUT", {}).items()}
+    found: dict[str, str] = {}
+    for area in _areas():
+        mine: Mapping[str, str] = getattr(area, "WITHOUT", {})
+        assert not found.keys() & mine.keys(), f"two areas take out {found.keys() & mine.keys()}: one would never be"
+        found |= mine
+    return found
 
 
-def teeth() -> dict[str, str]:
-    """Return what can be taken out, and the scene that finds it out."""
-    return {name: scene for area in _areas() for name, scene in getattr(area, "TEETH", {}).items()}
+def teeth() -> list[tuple[str, str]]:
+    """Return what can be taken out, and each scene that finds it out."""
+    return [(name, scene) for area in _areas() for name, scene in getattr(area, "TEETH", {}).items()]
 
 
 def _areas() -> Iterator[ModuleType]:

@@ -138,14 +138,6 @@ def deleting_first(self, windows):
 
 Write._upsert = deleting_first
 """,
-    # After an unclean end the ledger is believed as it is.
-    "verification": """\
-from ingestd.engine import reconcile
-
-assert {"verify", "adopt"} <= vars(reconcile._Check).keys()
-reconcile._Check.verify = lambda self, entries: None
-reconcile._Check.adopt = lambda self, entries, beat: None
-""",
     # Offsets are committed as soon as their records are taken.
     "position": KAFKA_WITHOUT["watermarks"],
 }
