@@ -27,7 +27,7 @@ from kafka import KafkaConsumer, TopicPartition
 from tests.fixtures.brokers import Tansu, create_topic, produce
 
 from ingestd.chunkers.whole import Config as Whole
-from ingestd.cli.run import calm_collector
+from ingestd.cli.run import calm_interpreter
 from ingestd.embedders.hashing import Config as Hashing
 from ingestd.engine.breaker import Breakers
 from ingestd.engine.channel import Channel
@@ -512,7 +512,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     found: dict[str, list[Round]] = {}
-    calm_collector()
+    calm_interpreter()
     log.configure("warning", json=True)  # as a daemon has them: what is left out costs nothing
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

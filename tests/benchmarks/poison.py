@@ -30,7 +30,7 @@ from tests.fixtures.corpus import articles
 from tests.fixtures.daemon import toml
 
 from ingestd import config, flow
-from ingestd.cli.run import calm_collector
+from ingestd.cli.run import calm_interpreter
 from ingestd.model import Verdict
 from ingestd.ops import log
 
@@ -168,7 +168,7 @@ def _daemon(place: Path, settings: dict[str, Any], rounds: int) -> Iterator[Seen
             its_own(outcomes)
 
         source.settled = settled  # type: ignore[method-assign]  # what settle calls once an outcome is durable
-        calm_collector()
+        calm_interpreter()
         daemon.runner.start()
         runner = threading.Thread(
             target=daemon.runner.run, kwargs={"once": False, "timeout": None, "tick": lambda: None}, name="runner"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers, processors, trainers
 
@@ -165,6 +167,13 @@ def test_the_whitespace_tokenizer_takes_words_and_signs() -> None:
     assert [text[start:end] for start, end in tokenizer.offsets(text)] == ["Ça", "va", ",", "naïve", "3", ".", "5", "?"]
     assert (tokenizer.count(text), tokenizer.special_tokens(), tokenizer.limit) == (8, 0, 9)
     assert tokenizer.offsets(" \n").shape == (0, 2)
+
+
+@given(text=st.one_of(st.text(st.sampled_from("ab_9 .,-\n\t'é\x1c"), max_size=40), st.text(max_size=40)))
+def test_the_whitespace_tokenizer_counts_what_it_finds(text: str) -> None:
+    """Text in ASCII is counted without its tokens being made: there are as many."""
+    tokenizer = WhitespaceTokenizer()
+    assert tokenizer.count(text) == len(tokenizer.offsets(text))
 
 
 def test_both_are_the_ports_tokenizer(minilm: Path) -> None:
