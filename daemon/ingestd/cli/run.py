@@ -146,7 +146,8 @@ def calm_interpreter() -> None:
 
     Nothing here makes cycles while documents flow: with the default threshold of 700 the garbage collector walks all
     that is in flight again and again, a seventh of the processor time. And with the default of 5 ms, threads that all
-    have something to do take the interpreter's lock from one another in the middle of it: a fifth of the time.
+    have something to do take the interpreter's lock from one another in the middle of it: on a machine that has other
+    things to do as well, where who has the lock may not be running, a fifth of the time.
     """
     gc.collect()
     gc.freeze()
