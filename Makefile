@@ -49,14 +49,16 @@ run: $(STAMP) ## Start the daemon on inbox/ with small models, nothing else need
 run-kafka: $(STAMP) ## The same from a Kafka topic: a small broker, the samples on it, and the daemon
 	@exec $(BIN)/python -m tests.tools.run_kafka
 
+# In the folders' order, which has the unit tests last: what is left for the end is short. xdist would have those files
+# last that hold few tests, and these are the longest.
 # Compiled first: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set each would compile all.
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m compileall -q daemon tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns have in a longer form
 	@$(BIN)/python -m compileall -q daemon tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, and how a rate limit is used (a quarter of an hour); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }

@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures.daemon import COLLECTION, workplace_in
 
 from ingestd.milvus.client import import_pymilvus
-from ingestd.milvus.lite import Lite
+from ingestd.milvus.lite import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,26 +136,24 @@ def test_dense_sparse_and_full_text_in_one_collection(workplace: Workplace) -> N
         "splade": {"type": "splade", "model": "package:cognition/model"},
     }
     vectors(workplace, dense={"embedder": "minilm"}, sparse={"embedder": "splade"}, words={"function": "bm25"})
-    assert workplace.once()["written"] == len(TEXTS)
-    for query, mode, document in (
-        ("aircraft maintenance", "dense", "inbox/engine.md"),
-        ("turbine inspection", "sparse", "inbox/engine.md"),
-        ("price of crude oil", "hybrid", "inbox/oil.txt"),
-    ):
-        assert hits(workplace, query, "--mode", mode)[0]["document_id"] == document
-    best = hits(workplace, "turbine blades")[0]
-    assert best["document_id"] == "inbox/engine.md"
-    assert best["score"] == pytest.approx(3 / 61)  # first in each of three lists
-    lite = Lite(workplace.milvus, workplace.root / "reader.json")
-    try:
-        uri = lite.start()
+    with workplace.daemon() as daemon:
+        assert daemon.until_settled(len(TEXTS))["written"] == len(TEXTS)
+        for query, mode, document in (
+            ("aircraft maintenance", "dense", "inbox/engine.md"),
+            ("turbine inspection", "sparse", "inbox/engine.md"),
+            ("price of crude oil", "hybrid", "inbox/oil.txt"),
+        ):
+            assert hits(workplace, query, "--mode", mode)[0]["document_id"] == document
+        best = hits(workplace, "turbine blades")[0]
+        assert best["document_id"] == "inbox/engine.md"
+        assert best["score"] == pytest.approx(3 / 61)  # first in each of three lists
+        uri = running(workplace.state / "milvus.json")
+        assert uri is not None
         import_pymilvus()
         from pymilvus import MilvusClient  # noqa: PLC0415 - it may be imported only after its noise is turned off
 
         client = MilvusClient(uri=uri, timeout=20)
         fields = {field["name"]: field for field in client.describe_collection(COLLECTION)["fields"]}
         client.close()
-    finally:
-        lite.close()
     assert {"dense", "sparse", "words"} <= fields.keys()
     assert [name for name, field in fields.items() if field.get("is_function_output")] == ["words"]

