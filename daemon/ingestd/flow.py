@@ -226,7 +226,7 @@ def daemon(
         step("starting Milvus")
         connection = stack.enter_context(own_milvus(settings, observe, start.on_leave))
         step("loading the models")
-        pool = stack.enter_context(device_pool(settings))
+        pool = stack.enter_context(device_pool(settings, spread=True))
         start.on_leave(pool.close)
         spending = Spending(settings.state_dir, clock)
         embedders: dict[str, Embedder] = {
@@ -486,6 +486,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             kept=prepared.sink.kept,
         ),
         embed=Embed(fields, window=window, patience=patience("embed")),
+        devices=max((ground.infos[name].replicas for name in configured.embedders()), default=1),
         window=window,
         linger=settings.embedding.linger_seconds,
         write=Write(

@@ -615,6 +615,8 @@ class ModelInfo:
     """Fingerprint of the vector space: weights, pooling, prompts, normalisation, dimension. Not the dtype."""
     dtype: str
     device: str
+    replicas: int = 1
+    """How many copies of it work at a time."""
 
 
 DenseVector: TypeAlias = "NDArray[np.float32]"

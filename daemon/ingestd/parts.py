@@ -209,9 +209,15 @@ def milvus(settings: Settings, address_file: Path | None = None) -> Iterator[Con
 
 
 @contextmanager
-def device_pool(settings: Settings) -> Iterator[Pool]:
-    """Make the pool of device workers; each starts when a model is first asked for something."""
-    pool = Pool(load_timeout=settings.embedding.load_timeout_seconds, embed_timeout=settings.embedding.timeout_seconds)
+def device_pool(settings: Settings, *, spread: bool = False) -> Iterator[Pool]:
+    """Make the pool of device workers; each starts when a model is first asked for something.
+
+    Args:
+        settings: The settings.
+        spread: Whether models are on all of their devices, as ingestion has them; a question needs one.
+    """
+    embedding = settings.embedding
+    pool = Pool(load_timeout=embedding.load_timeout_seconds, embed_timeout=embedding.timeout_seconds, spread=spread)
     try:
         yield pool
     finally:

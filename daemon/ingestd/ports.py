@@ -458,14 +458,14 @@ class Embedder(Protocol):
 class DevicePool(Protocol):
     """The worker processes that hold models, one process a device."""
 
-    def load(self, name: str, module: str, options: Mapping[str, object], device: str) -> Device:
-        """Have the worker of the device load a model by ``module``'s ``load(options, device)``.
+    def load(self, name: str, module: str, options: Mapping[str, object], device: str | Sequence[str]) -> Device:
+        """Have the worker of each device load a model by ``module``'s ``load(options, device)``.
 
         Args:
             name: The embedder's name, for messages.
             module: A module with ``load(options: Mapping, device: str)`` that returns a ``devices.Model``.
             options: Picklable.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+            device: ``auto`` (all GPUs, or the CPU), ``cpu``, ``cuda``, ``cuda:1``, …, or several of these.
         """
         ...
 
@@ -479,7 +479,7 @@ class DevicePool(Protocol):
 
 
 class Device(Protocol):
-    """One model in a worker."""
+    """One model, in one worker or several. Safe to call from several threads."""
 
     texts_cut: int
     """How many texts were longer than it sees, since it was first asked for something."""

@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +29,7 @@ DIE_ONCE = "die once"
 RAISE = "raise"
 REFUSE = "refuse"
 BREAK = "break"
+WAIT = "wait for "
 
 
 class Lengths:
@@ -34,23 +37,26 @@ class Lengths:
 
     Options: ``log``, a file that gets a line for each load (the process id) and each text that it hangs or dies on;
     ``fail_load_if``, a file that makes loading fail while it exists; ``space``, a file with the space's name;
-    ``deadly``: every text kills.
+    ``deadly``: every text kills; ``gpus``: how many there seem to be; ``down``, a device on which every text kills
+    while there is a file ``down`` beside the log.
     """
 
-    def __init__(self, options: Mapping[str, object]) -> None:
+    def __init__(self, options: Mapping[str, object], device: str) -> None:
         self._log = Path(str(options["log"]))
         self._space = Path(str(options["space"])).read_text() if "space" in options else "lengths"
         self._deadly = bool(options.get("deadly"))
+        self._device = device
+        self._down = self._log.parent / "down" if options.get("down") == device else None
         self._lost = False
         self._note(f"loaded {os.getpid()}")
 
     def info(self) -> ModelInfo:
         """As the protocol says."""
-        return ModelInfo(frozenset({VectorKind.DENSE}), 2, self._space, "float32", "cpu")
+        return ModelInfo(frozenset({VectorKind.DENSE}), 2, self._space, "float32", self._device)
 
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """As the protocol says: (length, length of the role's name)."""
-        if self._deadly:
+        if self._deadly or (self._down is not None and self._down.exists()):
             os.kill(os.getpid(), signal.SIGKILL)
         for text in texts:
             self._misbehave(text)
@@ -64,6 +70,10 @@ class Lengths:
         if text == DIE or (text == DIE_ONCE and "died" not in self._log.read_text()):
             self._note("died")
             os.kill(os.getpid(), signal.SIGKILL)
+        if text.startswith(WAIT):  # until as many texts are here as it says, each in a process of its own
+            self._note(f"waits on {self._device} in {os.getpid()}")
+            while self._log.read_text().count("waits on") < int(text.removeprefix(WAIT)):
+                threading.Event().wait(0.01)
         if text == REFUSE:
             raise DocumentError("this text is refused")
         if text == RAISE:
@@ -87,4 +97,8 @@ def load(options: Mapping[str, object], device: str) -> Lengths:
         sys.exit(3)
     if "fail_load_if" in options and Path(str(options["fail_load_if"])).exists():
         raise OSError("the disk is gone")
-    return Lengths(options)
+    if "gpus" in options:
+        torch = types.ModuleType("torch")
+        torch.cuda = SimpleNamespace(device_count=lambda: options["gpus"])  # type: ignore[attr-defined]
+        sys.modules["torch"] = torch
+    return Lengths(options, device)

@@ -208,7 +208,7 @@ def _models_of(settings: Settings, collection: str) -> set[str]:
 class _NoWorkers:
     """A pool of device workers that starts none (``ports.DevicePool``)."""
 
-    def load(self, name: str, module: str, options: Mapping[str, object], device: str) -> _Unloaded:
+    def load(self, name: str, module: str, options: Mapping[str, object], device: str | Sequence[str]) -> _Unloaded:
         """Return a model that nothing can be asked of."""
         del module, options, device
         return _Unloaded(name)

@@ -16,6 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, cast
 
 from ingestd.children import Child, ChildDied
+from ingestd.devices.replicas import LoadedModel, Replica
 from ingestd.devices.worker import PROBE, BadText, Broken, Embed, Load, Misconfigured
 from ingestd.errors import ConfigError, DeadlyError, DocumentError, FatalError, Stopped, UnavailableError
 from ingestd.model import Check, ModelInfo
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from ingestd.devices.worker import Done, Reply, Request
-    from ingestd.model import Role, VectorKind, Vectors
+    from ingestd.model import Role, VectorKind
 
 LOAD_TIMEOUT = 600.0
 EMBED_TIMEOUT = 300.0
@@ -55,28 +56,52 @@ class Pool:
     Args:
         load_timeout: Seconds that a model may take to load, its download included.
         embed_timeout: Seconds that one request to embed may take.
+        spread: Whether a model is on all of its devices; False: on the first one, which does for a query.
     """
 
-    def __init__(self, *, load_timeout: float = LOAD_TIMEOUT, embed_timeout: float = EMBED_TIMEOUT) -> None:
+    def __init__(
+        self, *, load_timeout: float = LOAD_TIMEOUT, embed_timeout: float = EMBED_TIMEOUT, spread: bool = True
+    ) -> None:
         self._timeouts = (load_timeout, embed_timeout)
+        self._spread = spread
         self._keys = count()
         self._lock = threading.Lock()
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[tuple[str, int], Worker] = {}
         self._closed = False
 
-    def load(self, name: str, module: str, options: Mapping[str, object], device: str) -> LoadedModel:
-        """Return a handle on a model. The worker starts and the model is loaded when it is first asked for.
+    def load(self, name: str, module: str, options: Mapping[str, object], device: str | Sequence[str]) -> LoadedModel:
+        """Return a handle on a model. The workers start and the model is loaded when it is first asked for.
+
+        Args:
+            name: The embedder's name.
+            module: Has ``load(options, device)``.
+            options: Picklable.
+            device: ``auto``: all GPUs, or the CPU where there is none; or the devices, which may name one twice.
 
         Raises:
             Stopped: The pool is closed.
         """
+        devices = [device] if isinstance(device, str) else list(device)[: None if self._spread else 1]
+
+        def copies(devices: Sequence[str]) -> list[Replica]:
+            # The second "cpu" of a list is another worker than the first, and the one that other models' second is on.
+            places = [(device, devices[:at].count(device)) for at, device in enumerate(devices)]
+            return [self._copy(name, module, options, *place) for place in places]
+
+        def others(gpus: int) -> list[Replica]:
+            return copies([f"cuda:{number}" for number in range(1, gpus)])
+
+        return LoadedModel(copies(devices), others if devices == ["auto"] and self._spread else None)
+
+    def _copy(self, name: str, module: str, options: Mapping[str, object], device: str, place: int) -> Replica:
         with self._lock:
             if self._closed:
                 raise Stopped
-            worker = self._workers.get(device)
+            worker = self._workers.get((device, place))
             if worker is None:
-                worker = self._workers[device] = _Worker(device, *self._timeouts)
-            return LoadedModel(worker, _Recipe(Load(next(self._keys), name, module, dict(options), device)))
+                shown = f"{device}#{place + 1}" if place else device
+                worker = self._workers[device, place] = Worker(shown, *self._timeouts)
+            return Replica(worker, Recipe(Load(next(self._keys), name, module, dict(options), device)))
 
     def checks(self) -> Sequence[Check]:
         """Say how the workers are, one line each, without waiting for any."""
@@ -95,44 +120,9 @@ class Pool:
             worker.close()
 
 
-class LoadedModel:
-    """One model in a worker: implements ``ports.Device``."""
-
-    def __init__(self, worker: _Worker, recipe: _Recipe) -> None:
-        self._worker = worker
-        self._recipe = recipe
-        self.texts_cut = 0
-        """How many texts were longer than the model sees."""
-
-    def info(self) -> ModelInfo:
-        """Return what the model is; the first time, after loading it.
-
-        Raises:
-            ConfigError: The model cannot be loaded.
-            UnavailableError: The worker cannot be started.
-            Stopped: The pool is closed.
-        """
-        return self._recipe.info or self._worker.info(self._recipe)
-
-    def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
-        """Return one vector a text for each kind.
-
-        Raises:
-            DocumentError: The model cannot embed one of the texts; DeadlyError: they killed the worker twice.
-            UnavailableError: The worker cannot be started, the model cannot be loaded any more, or it embeds nothing.
-            ConfigError: The model cannot be loaded, and never could.
-            FatalError: The model was loaded again and is another one now.
-            Stopped: The pool is closed.
-        """
-        load = self._recipe.load
-        done = self._worker.embed(self._recipe, Embed(load.key, load.name, tuple(texts), role, frozenset(kinds)))
-        self.texts_cut += done.cut
-        return cast("Mapping[VectorKind, Vectors]", done.value)
-
-
 @dataclass(slots=True)
-class _Recipe:
-    """How to load a model, and what it was when that first went well."""
+class Recipe:
+    """How to load a model on a device, and what it was when that first went well."""
 
     load: Load
     info: ModelInfo | None = None
@@ -147,7 +137,7 @@ class _Process:
     """What people see of each, by key."""
 
 
-class _Worker:
+class Worker:
     """One device's worker through all its processes. ``_turn`` serialises requests; ``_state`` is held for moments."""
 
     def __init__(self, device: str, load_timeout: float, embed_timeout: float) -> None:
@@ -161,13 +151,22 @@ class _Worker:
         self._deaths = 0
         self._fault = ""
         """Why there is no process, when there should be one."""
+        self.gpus = 0
+        """How many GPUs there are, as its libraries see it; known once a model was loaded."""
+        self.requests = 0
+        """How many requests it has to do."""
+        self.rests_until = 0.0
+        """Until when others are asked first, by the monotonic clock."""
 
-    def info(self, recipe: _Recipe) -> ModelInfo:
+    def info(self, recipe: Recipe) -> ModelInfo:
+        """Return what a model is, loaded if need be."""
         with self._turn:
             self._ready(recipe)
         return cast("ModelInfo", recipe.info)
 
-    def embed(self, recipe: _Recipe, request: Embed) -> Done:
+    def embed(self, recipe: Recipe, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Done:
+        """Return the vectors, by another process if need be; see ``replicas.LoadedModel.embed``."""
+        request = Embed(recipe.load.key, recipe.load.name, tuple(texts), role, frozenset(kinds))
         with self._turn:
             for _ in range(2):
                 with contextlib.suppress(ChildDied):
@@ -183,6 +182,7 @@ class _Worker:
         )
 
     def check(self) -> Check:
+        """Say how it is, without waiting."""
         with self._state:
             process, deaths, fault = self._process, self._deaths, self._fault
         if process is None and not fault:
@@ -207,18 +207,18 @@ class _Worker:
             if self._process is not None:
                 self._process.child.close()
 
-    def _vectors(self, recipe: _Recipe, request: Embed) -> Done:
+    def _vectors(self, recipe: Recipe, request: Embed) -> Done:
         process = self._ready(recipe)
         return self._ask(process, request, self._embed_timeout)
 
-    def _ready(self, recipe: _Recipe) -> _Process:
+    def _ready(self, recipe: Recipe) -> _Process:
         """Return a running process with the model in it."""
         process = self._running()
         if recipe.load.key in process.models:
             return process
         before = recipe.info
         try:
-            info = cast("ModelInfo", self._ask(process, recipe.load, self._load_timeout).value)
+            done = self._ask(process, recipe.load, self._load_timeout)
         except (ChildDied, ConfigError) as error:
             if before is not None:
                 said = f"{recipe.load.name}: the model cannot be loaded again ({error})"
@@ -229,6 +229,7 @@ class _Worker:
                 f"embedders.{recipe.load.name}: the device worker ended while it loaded the model ({error}): "
                 "is there enough memory, and does the device work?"
             ) from error
+        info, self.gpus = cast("ModelInfo", done.value), done.gpus
         if before is not None and before.space != info.space:
             raise FatalError(
                 f"{recipe.load.name}: the model's files changed under the running daemon: after loading them again its "

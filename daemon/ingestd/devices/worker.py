@@ -9,6 +9,7 @@ down: two threads on one tokenizer with different truncation cross over silently
 from __future__ import annotations
 
 import signal
+import sys
 import traceback
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,6 +62,8 @@ class Done:
     value: ModelInfo | Mapping[VectorKind, Vectors]
     cut: int = 0
     """How many of the texts were longer than the model sees."""
+    gpus: int = 0
+    """Of a Load: how many GPUs torch sees; 0 where the model did without torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ def _load(request: Load, models: dict[int, Model]) -> Reply:
         reason = f"{type(error).__name__}: {error}"
         return Misconfigured([f"embedders.{request.name}: the model cannot be loaded on {request.device} ({reason})"])
     models[request.key] = model
-    return Done(info)
+    torch = sys.modules.get("torch")
+    return Done(info, gpus=torch.cuda.device_count() if torch is not None else 0)
 
 
 def _missing(error: ImportError) -> str:

@@ -7,9 +7,10 @@ would tie the pipe to pydantic's internals.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import os
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from ingestd.embedders import _folder
 from ingestd.embedders._location import locate
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from ingestd.model import ModelInfo, VectorKind, Vectors
     from ingestd.ports import Device, DevicePool, Tokenizer
+
+
+DeviceName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 
 
 class FolderConfig(BaseModel):
@@ -69,10 +73,9 @@ class LocalConfig(FolderConfig):
 
     requires: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence_transformers")
 
-    device: str = Field(
+    device: DeviceName | Annotated[tuple[DeviceName, ...], Field(min_length=1)] = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:1, …",
+        description="auto (all GPUs, a process each, or else the CPU), cpu, cuda, cuda:1, …, or a list of these.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="What to compute in; auto finds out what the device is good at."
@@ -84,7 +87,7 @@ class LocalConfig(FolderConfig):
         default=None, description="What is put before a query; not set: the model's own prompt for queries."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="Threads of a device worker on the CPU; not set: torch's choice, one a core."
+        default=None, ge=1, description="Threads of a device worker on the CPU; not set: one a core, shared out."
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model: with the daemon's rights, so off."
@@ -112,8 +115,19 @@ class LocalConfig(FolderConfig):
         return FileTokenizer(file, limit=room)
 
     def on(self, devices: DevicePool, name: str, module: str) -> LocalEmbedder:
-        """Return the embedder, its model in the pool's worker. ``module`` has the ``load`` for it."""
-        return LocalEmbedder(name, devices.load(name, module, self.model_dump(), self.device))
+        """Return the embedder, its model in the pool's workers. ``module`` has the ``load`` for it."""
+        options = self.model_dump()
+        if self.threads is None and not isinstance(self.device, str) and self.device.count("cpu") > 1:
+            # Each would take all cores, and threads that wait for one another's cores are slower than fewer threads.
+            options["threads"] = max(1, len(os.sched_getaffinity(0)) // self.device.count("cpu"))
+        return LocalEmbedder(name, devices.load(name, module, options, self.device))
+
+    @field_validator("device")
+    @classmethod
+    def _named(cls, device: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(device, str) and len(device) > 1 and "auto" in device:
+            raise ValueError('"auto" is all GPUs by itself: name the devices, or nothing else')
+        return "auto" if device == ("auto",) else device
 
 
 class LocalEmbedder:

@@ -77,7 +77,8 @@ class Pipeline:
         readers: The number of threads that run each of the two.
         chunk: The third's.
         embed: The fourth's.
-        window: The most chunks that the fourth takes at a time.
+        devices: The number of threads that run it: one for each device that its models are on.
+        window: The most chunks that one of them takes at a time.
         linger: Seconds that it waits for them.
         write: The last one's.
         silence: Seconds that a stage's call may take, by stage: its timeouts.
@@ -100,6 +101,7 @@ class Pipeline:
         readers: int,
         chunk: Work[Extracted, Chunked],
         embed: Work[Chunked, Embedded | Abandoned],
+        devices: int = 1,
         window: int,
         linger: float,
         write: Work[Embedded | Abandoned, object],
@@ -119,7 +121,8 @@ class Pipeline:
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
         difficult: Channel[Recalled] = Channel("extract_long", None)
         extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _weight)
-        waiting = min(4 * window, max(MOST_CHUNKS, 2 * window))
+        # Two windows for each, so that none waits for the cutting; of small ones four, as far as that is not many.
+        waiting = max(2 * window * devices, min(4 * window, MOST_CHUNKS))
         chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)))
         embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
 
@@ -151,7 +154,10 @@ class Pipeline:
 
         recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), read_by(to_extract))
         chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed)
-        embedding = stage("embed", embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend)
+        embedding = [
+            stage(step, embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend)
+            for step in (["embed"] if devices == 1 else [f"embed-{number}" for number in range(1, devices + 1)])
+        ]
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
         self._unbegun: tuple[Channel[Any], ...] = (recalled, difficult, extracted, chunked)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
@@ -159,7 +165,7 @@ class Pipeline:
             (recalled, reading("extract", extract, recalled)),
             (difficult, reading("extract-long", extract_long, difficult)),
             (extracted, [chunking]),
-            (chunked, [embedding]),
+            (chunked, embedding),
             (embedded, [writing]),
         ]
 
