@@ -104,6 +104,12 @@ class EmbeddingSettings(_Section):
     linger_seconds: float = Field(0.05, ge=0, le=10, description="How long an incomplete window waits for more.")
     timeout_seconds: float = Field(300.0, gt=0, description="The longest that a model may take for a window.")
     load_timeout_seconds: float = Field(600.0, gt=0, description="The longest that a model may take to load.")
+    cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="The most bytes of vectors that are kept in the state directory, so that a text that comes again, "
+        "in any document, is not embedded again; 0: none.",
+    )
 
 
 class RetrySettings(_Section):
@@ -299,6 +305,8 @@ def _needs_a_state(raw: _File, plugins: _Plugins) -> Iterator[str]:
     why = "state_dir is empty"
     if raw.milvus.path is not None:
         yield f"milvus.uri: a Milvus Lite needs a state directory, and {why}"
+    if raw.embedding.cache_bytes:
+        yield f"embedding.cache_bytes: vectors are kept in the state directory, and {why}"
     for name, plugin in plugins.sources.items():
         if not getattr(plugin.config, "shared", False):
             yield f"sources.{name}: a {plugin.type} source remembers what it has seen in the state directory, and {why}"

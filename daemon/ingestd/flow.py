@@ -55,6 +55,7 @@ from ingestd.parts import (
     schema_of,
     strangers,
     tokenizer_of,
+    vector_cache,
     window_of,
 )
 from ingestd.sinks.milvus import MilvusSink
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from ingestd.extractors._isolated import IsolatedExtraction
     from ingestd.milvus.client import Connection
     from ingestd.model import Json, ModelInfo, Outcome
-    from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source
+    from ingestd.ports import Chunker, Clock, Embedder, Patience, SeenStore, Source, VectorCache
     from ingestd.store.runs import Unclean
     from ingestd.store.sqlite import SqliteStore
 
@@ -148,6 +149,7 @@ class _Ground:
     pool: Pool
     embedders: Mapping[str, Embedder]
     infos: Mapping[str, ModelInfo]
+    cache: VectorCache | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,19 @@ def daemon(
             with keyed(name):
                 infos[name] = breakers.hold(embedder.info, beat=going_on, calling=going_on)
         ground = _Ground(
-            settings, clock, metrics, pulse, breakers, faults, store, connection, extraction, pool, embedders, infos
+            settings,
+            clock,
+            metrics,
+            pulse,
+            breakers,
+            faults,
+            store,
+            connection,
+            extraction,
+            pool,
+            embedders,
+            infos,
+            stack.enter_context(vector_cache(settings)),
         )
         prepared = {}
         for collection in settings.collections:
@@ -455,6 +469,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             kind_of(settings, name, field, ground.infos[vector.embedder]),
             ground.embedders[vector.embedder],
             ground.infos[vector.embedder].dimension,
+            _space(ground, vector.embedder),
         )
         for field, vector in configured.vectors.items()
         if vector.embedder is not None  # else Milvus fills it itself
@@ -485,7 +500,15 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             max_chunks=limits.max_chunks,
             kept=prepared.sink.kept,
         ),
-        embed=Embed(fields, window=window, patience=patience("embed")),
+        embed=Embed(
+            fields,
+            window=window,
+            patience=patience("embed"),
+            cache=ground.cache,
+            on_remembered=lambda embedder, texts: ground.metrics.embedding.texts_remembered.labels(
+                embedder=embedder
+            ).inc(texts),
+        ),
         devices=max((ground.infos[name].replicas for name in configured.embedders()), default=1),
         window=window,
         linger=settings.embedding.linger_seconds,
@@ -501,6 +524,12 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         pulse=ground.pulse,
         fail=ground.faults.fail,
     )
+
+
+def _space(ground: _Ground, embedder: str) -> str:
+    """Return what a text's vector depends on: its space, and where the text is cut, which makes no other space."""
+    most = getattr(ground.settings.embedders[embedder].config, "max_tokens", None)
+    return f"{ground.infos[embedder].space} {most}"
 
 
 def _silence(settings: Settings) -> dict[str, float]:

@@ -129,6 +129,13 @@ class EmbeddingMetrics:
             ["collection"],
             registry=registry,
         )
+        # Texts that came again, in other documents: the work that embedding.cache_bytes saved.
+        self.texts_remembered = Counter(
+            "ingestd_embed_cached_texts_total",
+            "Texts whose vectors were in the cache, and that no model was asked for.",
+            ["embedder"],
+            registry=registry,
+        )
         # Small batches under load mean that batching is starved.
         self.batch_texts = Histogram(
             "ingestd_embed_batch_texts",

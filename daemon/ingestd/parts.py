@@ -23,8 +23,10 @@ from ingestd.milvus.client import Connection, import_pymilvus
 from ingestd.milvus.lite import Lite, running
 from ingestd.milvus.schema import VectorSpec, Wanted, full_text, wanted
 from ingestd.model import Fingerprints, Role, VectorKind, canonical_json
+from ingestd.store import vectors
 from ingestd.store.lock import in_use
 from ingestd.store.sqlite import SqliteStore
+from ingestd.store.vectors import VectorCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -222,6 +224,24 @@ def device_pool(settings: Settings, *, spread: bool = False) -> Iterator[Pool]:
         yield pool
     finally:
         pool.close()
+
+
+@contextmanager
+def vector_cache(settings: Settings) -> Iterator[VectorCache | None]:
+    """Open the cache of vectors that is configured, or remove what is there of one that is not any more."""
+    path = settings.state_dir / vectors.FILE
+    if settings.stateless:
+        yield None
+        return
+    if not settings.embedding.cache_bytes:
+        vectors.remove(path)
+        yield None
+        return
+    cache = VectorCache.open(path, settings.embedding.cache_bytes)
+    try:
+        yield cache
+    finally:
+        cache.close()
 
 
 class MeasuredEmbedder:

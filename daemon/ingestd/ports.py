@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ChunkId,
         Content,
         DeadLetter,
+        DenseVector,
         Document,
         DocumentKey,
         Entry,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Seen,
         Settled,
         Span,
+        SparseVector,
         StoredRow,
         Tombstone,
         VectorKind,
@@ -490,6 +492,24 @@ class Device(Protocol):
 
     def embed(self, texts: Sequence[str], role: Role, kinds: AbstractSet[VectorKind]) -> Mapping[VectorKind, Vectors]:
         """As Embedder.embed."""
+        ...
+
+
+class VectorCache(Protocol):
+    """Vectors that were made before. It may forget any; what it returns is what was put. Safe from several threads."""
+
+    def get(self, space: str, kind: VectorKind, texts: Sequence[str]) -> Mapping[str, DenseVector | SparseVector]:
+        """Return the vectors that it has, by text.
+
+        Args:
+            space: What they depend on beside their texts.
+            kind: Of the vectors.
+            texts: Any number.
+        """
+        ...
+
+    def put(self, space: str, kind: VectorKind, vectors: Mapping[str, DenseVector | SparseVector]) -> None:
+        """Take vectors, by text."""
         ...
 
 

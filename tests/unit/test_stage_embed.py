@@ -27,7 +27,7 @@ from ingestd.model import Abandoned, Chunked, Embedded, Outcome, SparseVector, S
 from ingestd.stages.embed import PROBE, Embed, VectorField
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -233,3 +233,92 @@ def test_what_needs_no_model_is_handed_over_before_one_is_asked(
         assert isinstance(found, Embedded)
         said.append(found.event.key.document_id)
     assert said == ["gone", "flush", "asked", "long", "flush", "asked", "long"]
+
+
+class _Remembering:
+    """A cache in memory (``ports.VectorCache``)."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, VectorKind, str], Any] = {}
+
+    def get(self, space: str, kind: VectorKind, texts: Sequence[str]) -> dict[str, Any]:
+        """Return what there is."""
+        return {text: self.kept[space, kind, text] for text in texts if (space, kind, text) in self.kept}
+
+    def put(self, space: str, kind: VectorKind, vectors: Mapping[str, Any]) -> None:
+        """Keep all."""
+        self.kept |= {(space, kind, text): vector for text, vector in vectors.items()}
+
+
+def remembering(stages: Assembly, cache: _Remembering, kinds: Sequence[VectorKind], said: list[int]) -> Embed:
+    """Return the stage with a cache, over fields of one embedder."""
+    stages.embedder.kinds = frozenset(kinds)
+    fields = [
+        VectorField(kind.value, kind, stages.embedder, DIMENSION if kind is VectorKind.DENSE else None, "space")
+        for kind in kinds
+    ]
+    patience = Breakers(backoff=QUICK).patience(COLLECTION, lambda: None)
+    remembered = lambda _name, texts: said.append(texts)  # noqa: E731 - one line
+    return Embed(fields, window=4, patience=patience, cache=cache, on_remembered=remembered)
+
+
+def written(results: Sequence[object]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each row's text with its vectors."""
+    assert all(isinstance(one, Embedded) for one in results)
+    return [(row.text, dict(row.vectors)) for one in results if isinstance(one, Embedded) for row in one.rows]
+
+
+def test_equal_texts_are_embedded_once(stages: Assembly) -> None:
+    """Of one document and of several in a window; each row has its vector."""
+    batch = documents(stages, a=["same", "other", "same"], b=["same"])
+    made = written(list(stages.embed.process(batch)))
+    assert stages.embedder.calls == [("same", "other")]
+    assert [text for text, _ in made] == ["same", "other", "same", "same"]
+    for text, vectors in made:
+        np.testing.assert_array_equal(vectors["dense"], dense_vector(text))
+
+
+def test_what_the_cache_knows_is_not_asked_for(stages: Assembly) -> None:
+    """A later document with the text of an earlier one; the model is asked for the rest."""
+    cache, said = _Remembering(), list[int]()
+    embed = remembering(stages, cache, [VectorKind.DENSE], said)
+    first = written(list(embed.process(documents(stages, a=["one", "two"]))))
+    again = written(list(embed.process(documents(stages, b=["two", "three", "one"]))))
+    all_known = written(list(embed.process(documents(stages, c=["three", "one"]))))
+    assert stages.embedder.calls == [("one", "two"), ("three",)]
+    assert said == [2, 2]
+    for text, vectors in [*first, *again, *all_known]:
+        np.testing.assert_array_equal(vectors["dense"], dense_vector(text))
+
+
+def test_a_text_with_one_vector_known_of_two_is_embedded(stages: Assembly) -> None:
+    """One pass of the model makes both, so half of it is no help; both fields are filled."""
+    cache, said = _Remembering(), list[int]()
+    list(remembering(stages, cache, [VectorKind.DENSE], said).process(documents(stages, a=["one"])))
+    both = remembering(stages, cache, [VectorKind.DENSE, VectorKind.SPARSE], said)
+    (made,) = written(list(both.process(documents(stages, b=["one"]))))
+    assert made[1].keys() == {"dense", "sparse"}
+    assert (len(stages.embedder.calls), said) == (2, [])
+    list(both.process(documents(stages, c=["one"])))
+    assert (len(stages.embedder.calls), said) == (2, [1])
+
+
+def test_a_bad_vector_is_not_remembered(stages: Assembly) -> None:
+    """Nor those of a call that failed: what is kept has been checked."""
+    cache = _Remembering()
+    embed = remembering(stages, cache, [VectorKind.DENSE], [])
+    stages.embedder.bad = {"bad"}
+    results = list(embed.process(documents(stages, a=["bad"], b=["good"])))
+    assert sorted(type(one).__name__ for one in results) == ["Embedded", "Outcome"]
+    assert [text for _, _, text in cache.kept] == ["good"]
+
+
+def test_a_probe_is_not_answered_by_the_cache(stages: Assembly) -> None:
+    """Somebody wrote a document with the probe's very words: whether the model is there is still asked of it."""
+    cache = _Remembering()
+    embed = remembering(stages, cache, [VectorKind.DENSE], [])
+    list(embed.process(documents(stages, a=list(PROBE))))
+    stages.embedder.calls.clear()
+    stages.embedder.outage = 1
+    list(embed.process(documents(stages, b=["new"])))
+    assert stages.embedder.calls == [("new",), PROBE, ("new",)]

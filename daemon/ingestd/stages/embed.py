@@ -1,8 +1,9 @@
 """Embed: new rows to vectors, in full batches across documents.
 
 Many documents' rows are flattened into one run for the models, and regrouped behind it: a window of a document's rows
-goes on as soon as it has its vectors, so a document of a million rows does not hold a million vectors. Every vector
-is checked before it goes on. A row that a model cannot embed is found by halving, and fails its document alone.
+goes on as soon as it has its vectors, so a document of a million rows does not hold a million vectors. Texts that are
+equal are embedded once, and those that a cache knows not at all. Every vector is checked before it goes on. A row that
+a model cannot embed is found by halving, and fails its document alone.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from ingestd.ports import always
 from ingestd.stages._failing import failed, isolate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ingestd.model import Chunked, DenseVector, Row, SparseVector, VectorKind, Vectors
-    from ingestd.ports import Embedder, Patience
+    from ingestd.ports import Embedder, Patience, VectorCache
 
 PROBE = ("Is anybody there?",)
 
@@ -33,6 +34,8 @@ class VectorField:
     embedder: Embedder
     dimension: int | None
     """None for sparse vectors."""
+    space: str = ""
+    """What a text's vector depends on beside the text."""
 
 
 @dataclass(slots=True)
@@ -53,7 +56,7 @@ class _Piece(NamedTuple):
     row: Row
 
 
-_Made: TypeAlias = "dict[tuple[str, int], dict[str, DenseVector | SparseVector]]"
+_Made: TypeAlias = "dict[tuple[str, int], Mapping[str, DenseVector | SparseVector]]"
 """By embedder and row (the object): the vectors by field."""
 
 
@@ -64,12 +67,24 @@ class Embed:
         fields: The collection's vector fields.
         window: The most rows that go through the models at a time.
         patience: Holds on to a batch while a model is away.
+        cache: Has vectors that were made before; None: all are made.
+        on_remembered: Called with an embedder's name and the number of texts that the cache had all vectors of.
     """
 
-    def __init__(self, fields: Sequence[VectorField], *, window: int, patience: Patience) -> None:
+    def __init__(
+        self,
+        fields: Sequence[VectorField],
+        *,
+        window: int,
+        patience: Patience,
+        cache: VectorCache | None = None,
+        on_remembered: Callable[[str, int], None] = lambda _embedder, _texts: None,
+    ) -> None:
         self._fields = fields
         self._window = window
         self._patience = patience
+        self._cache = cache
+        self._on_remembered = on_remembered
         self._by_embedder: dict[str, list[VectorField]] = {}
         for vector_field in fields:
             self._by_embedder.setdefault(vector_field.embedder.name, []).append(vector_field)
@@ -131,9 +146,8 @@ class Embed:
         for name, fields in self._by_embedder.items():
             missing = [piece.row for piece in pieces if (name, id(piece.row)) not in made]
             if missing:
-                blocks = self._ask(fields, [row.text for row in missing])
-                for at, row in enumerate(missing):
-                    made[name, id(row)] = {vector_field: block[at] for vector_field, block in blocks.items()}
+                by_text = self._of_texts(fields, dict.fromkeys(row.text for row in missing))
+                made.update(((name, id(row)), by_text[row.text]) for row in missing)
         return [
             {
                 vector_field: vector
@@ -142,6 +156,42 @@ class Embed:
             }
             for piece in pieces
         ]
+
+    def _of_texts(
+        self, fields: Sequence[VectorField], texts: Collection[str]
+    ) -> Mapping[str, Mapping[str, DenseVector | SparseVector]]:
+        """Return the vectors of each text, by field: those that are remembered, and the rest from the model."""
+        found = self._remembered(fields, texts)
+        missing = [text for text in texts if text not in found]
+        if not missing:
+            return found
+        blocks = self._ask(fields, missing)
+        if self._cache is not None:
+            for vector_field in fields:
+                block = blocks[vector_field.name]
+                self._cache.put(
+                    vector_field.space, vector_field.kind, {text: block[at] for at, text in enumerate(missing)}
+                )
+        return found | {text: {name: block[at] for name, block in blocks.items()} for at, text in enumerate(missing)}
+
+    def _remembered(
+        self, fields: Sequence[VectorField], texts: Collection[str]
+    ) -> dict[str, Mapping[str, DenseVector | SparseVector]]:
+        """Return what the cache has, of the texts that it has all vectors of: one pass of the model makes them all."""
+        if self._cache is None:
+            return {}
+        known = {
+            vector_field.name: self._cache.get(vector_field.space, vector_field.kind, list(texts))
+            for vector_field in fields
+        }
+        found: dict[str, Mapping[str, DenseVector | SparseVector]] = {
+            text: {name: vectors[text] for name, vectors in known.items()}
+            for text in texts
+            if all(text in vectors for vectors in known.values())
+        }
+        if found:
+            self._on_remembered(fields[0].embedder.name, len(found))
+        return found
 
     def _ask(self, fields: Sequence[VectorField], texts: Sequence[str]) -> Mapping[str, Vectors]:
         embedder = fields[0].embedder
