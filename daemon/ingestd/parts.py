@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,7 +234,8 @@ def vector_cache(settings: Settings) -> Iterator[VectorCache | None]:
         yield None
         return
     if not settings.embedding.cache_bytes:
-        vectors.remove(path)
+        with suppress(OSError):  # it takes some disk, and does no harm
+            vectors.remove(path)
         yield None
         return
     cache = VectorCache.open(path, settings.embedding.cache_bytes)

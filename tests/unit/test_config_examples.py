@@ -39,6 +39,8 @@ def test_members_without_a_disk_take_their_password_from_a_secret(
     (tmp_path / "ingestd_sources__cms__sasl__password").write_text("hunter2\n")
     settings = config.load(EXAMPLES / "kafka.toml", secrets)
     assert settings.stateless
+    with pytest.raises(ConfigError, match=r"embedding\.cache_bytes .*: vectors are kept in the state directory"):
+        config.load(EXAMPLES / "kafka.toml", secrets | {"INGESTD_EMBEDDING__CACHE_BYTES": "1000"})
     assert "hunter2" not in repr(settings)
 
 

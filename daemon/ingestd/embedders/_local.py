@@ -8,9 +8,10 @@ would tie the pipe to pydantic's internals.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+import re
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ingestd.embedders import _folder
 from ingestd.embedders._location import locate
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ingestd.ports import Device, DevicePool, Tokenizer
 
 
-DeviceName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class FolderConfig(BaseModel):
@@ -73,7 +74,7 @@ class LocalConfig(FolderConfig):
 
     requires: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentence_transformers")
 
-    device: DeviceName | Annotated[tuple[DeviceName, ...], Field(min_length=1)] = Field(
+    device: str | tuple[str, ...] = Field(
         default="auto",
         description="auto (all GPUs, a process each, or else the CPU), cpu, cuda, cuda:1, …, or a list of these.",
     )
@@ -125,7 +126,10 @@ class LocalConfig(FolderConfig):
     @field_validator("device")
     @classmethod
     def _named(cls, device: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not isinstance(device, str) and len(device) > 1 and "auto" in device:
+        names = (device,) if isinstance(device, str) else device
+        if not names or not all(map(_DEVICE.fullmatch, names)):
+            raise ValueError("name auto, cpu, cuda, cuda:1, …, or a list of these")
+        if len(names) > 1 and "auto" in names:
             raise ValueError('"auto" is all GPUs by itself: name the devices, or nothing else')
         return "auto" if device == ("auto",) else device
 
