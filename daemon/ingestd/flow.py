@@ -410,7 +410,7 @@ def _join(
         shared=frozenset(name for name in settings.collections if is_shared(settings, name)),
         own=frozenset(name for name, plugin in settings.sources.items() if not getattr(plugin.config, "shared", False)),
         forgets_after=settings.milvus.tombstone_days * DAY,
-        refresh=lambda: _refresh(ground, tally, sources, pipelines),
+        refresh=lambda: _refresh(ground, tally, settle, sources, pipelines),
     )
 
 
@@ -669,18 +669,42 @@ def _overview(ground: _Ground, sources: Mapping[str, Source], pipelines: Mapping
                 "name": name,
                 "rows": ground.store.rows(name),
                 "in_flight": pipeline.lanes.events,
+                "limit": _limit(pipeline),
                 **{f"waits_for_{stage}": depth for stage, depth in pipeline.depths().items()},
             }
             for name, pipeline in pipelines.items()
         ],
+        "stages": [
+            {
+                "collection": name,
+                "stage": stage,
+                "busy_share": round(share.busy, 3),
+                "blocked_share": round(share.blocked, 3),
+                "waits": depths[stage],
+            }
+            for name, pipeline in pipelines.items()
+            for depths in (pipeline.depths(),)
+            for stage, share in pipeline.workload.shares().items()
+        ],
     }
+
+
+def _limit(pipeline: Pipeline) -> str:
+    """Say which stage the others wait for."""
+    stage = pipeline.workload.limit()
+    if stage is None:
+        return "none: no stage works for most of the time"
+    share, waits = pipeline.workload.shares()[stage].busy, pipeline.depths()[stage]
+    return f"{stage}: busy for {share:.0%} of the last {pipeline.workload.window:.0f} s, {waits:,} wait for it"
 
 
 def _plain(value: object) -> dict[str, Json]:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else {}
 
 
-def _refresh(ground: _Ground, tally: Tally, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline]) -> None:
+def _refresh(
+    ground: _Ground, tally: Tally, settle: Settle, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline]
+) -> None:
     """Bring the gauges up to date that nobody sets when something happens."""
     metrics, totals = ground.metrics, tally.totals()
     for source in sources.values():
@@ -693,6 +717,10 @@ def _refresh(ground: _Ground, tally: Tally, sources: Mapping[str, Source], pipel
     for name, pipeline in pipelines.items():
         for stage, depth in pipeline.depths().items():
             metrics.stages.queue_depth.labels(collection=name, stage=stage).set(depth)
+        threads = pipeline.workload.threads()
+        for stage, spent in pipeline.workload.spent().items():
+            metrics.worked(name, stage, threads[stage], spent._asdict())
+    metrics.worked("", "settle", 1, settle.meter.spent()._asdict())
     for thread, age in ground.pulse.ages().items():
         collection, _, stage = thread.rpartition("/")
         metrics.stages.heartbeat_age_seconds.labels(collection=collection, stage=stage).set(age)

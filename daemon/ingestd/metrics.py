@@ -12,6 +12,8 @@ of an error. Label values are plain strings, as the enumerations of ``model`` ar
 from __future__ import annotations
 
 import platform
+import threading
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,6 +29,9 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 """Bounds for what takes from a millisecond (a small upsert) to a minute (a call at its timeout)."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Bounds for the number of things in a batch."""
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class EventMetrics:
@@ -86,6 +91,17 @@ class StageMetrics:
             "Envelopes that wait in front of a stage.",
             ["collection", "stage"],
             registry=registry,
+        )
+        # Where the time goes: the stage that is busy all the time is the limit, and those before it wait for room.
+        self.stage_seconds = Counter(
+            "ingestd_stage_seconds_total",
+            "Time that a stage's threads worked (busy), or waited for room in front of the next stage (blocked).",
+            ["collection", "stage", "state"],
+            registry=registry,
+        )
+        # To divide that time by: extraction has as many as workers, embedding as many as devices.
+        self.stage_threads = Gauge(
+            "ingestd_stage_threads", "Threads that run a stage.", ["collection", "stage"], registry=registry
         )
         # Read when it is asked for (set_function), so that a stage that hangs is seen to grow old.
         self.heartbeat_age_seconds = Gauge(
@@ -337,12 +353,33 @@ class Metrics:
         self.sources = SourceMetrics(self.registry)
         self.state = StateMetrics(self.registry)
         self.configuration = ConfigurationMetrics(self.registry)
+        self._spent: dict[tuple[str, str, str], float] = {}
+        """Exported so far."""
+        self._spending = threading.Lock()
         # Always 1; its labels say what is running.
         self.build = Info("ingestd_build", "What is running.", registry=self.registry)
         self.build.info({"version": version, "python": platform.python_version()})
         # process_…: memory, descriptors, CPU time, start. python_gc_…: pauses have their cause here.
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+
+    def worked(self, collection: str, stage: str, threads: int, spent: Mapping[str, float]) -> None:
+        """Bring the time that a stage's threads spent up to date.
+
+        Args:
+            collection: The pipeline's.
+            stage: Its name.
+            threads: How many there are.
+            spent: Seconds since the start, by state.
+        """
+        self.stages.stage_threads.labels(collection=collection, stage=stage).set(threads)
+        for state, seconds in spent.items():
+            with self._spending:
+                before = self._spent.get((collection, stage, state), 0.0)
+                self._spent[collection, stage, state] = max(before, seconds)
+                self.stages.stage_seconds.labels(collection=collection, stage=stage, state=state).inc(
+                    max(0.0, seconds - before)
+                )
 
     def accepted(self, source: str, count: int) -> None:
         """Count events that a source handed in, or documents that it looked at and needed no event for."""

@@ -12,10 +12,17 @@ from tests.fixtures.daemon import COLLECTION
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fixtures.daemon import Workplace
+    from tests.fixtures.daemon import Daemon, Workplace
 
 pytestmark = pytest.mark.lite
 PARAGRAPHS = [f"Paragraph {number} of a long document. " + f"It says {number} again. " * 60 for number in range(12)]
+
+
+def busy(daemon: Daemon) -> float:
+    """Return for how many seconds the models' stage worked."""
+    where = rf'collection="{COLLECTION}",stage="embed",state="busy"'
+    found = re.search(rf"ingestd_stage_seconds_total{{{where}}} (\S+)", str(daemon.get("/metrics")[1]))
+    return 0.0 if found is None else float(found[1])
 
 
 def test_batches_are_in_both_at_once(workplace: Workplace, tmp_path: Path) -> None:
@@ -31,6 +38,13 @@ def test_batches_are_in_both_at_once(workplace: Workplace, tmp_path: Path) -> No
     workplace.write("long.txt", "\n\n".join(PARAGRAPHS))
     with workplace.daemon() as daemon:
         assert daemon.until_settled(3)["written"] == 3
+        status = daemon.status()
+        assert [row["stage"] for row in status["stages"]][-2:] == ["embed", "write"]
+        assert re.match(
+            r"none: |\w+: busy for \d+% of the last \d+ s, \d+ wait for it", status["collections"][0]["limit"]
+        )
+        assert daemon.until(lambda: busy(daemon), "the metrics say that it worked") > 0
+        assert f'ingestd_stage_threads{{collection="{COLLECTION}",stage="embed"}} 2.0' in str(daemon.get("/metrics")[1])
         daemon.until_ready()
     waited = re.findall(r"waits on cpu in (\d+)", log.read_text())
     assert (len(waited), len(set(waited))) == (2, 2)

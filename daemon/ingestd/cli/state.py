@@ -85,7 +85,10 @@ def _resting(settings: Settings) -> dict[str, Any]:
         "uptime_seconds": None,
         "milvus": settings.milvus.uri,
         "sources": sources,
-        "collections": [{"name": name, "rows": count, "in_flight": 0, **waiting} for name, count in rows.items()],
+        "stages": [],
+        "collections": [
+            {"name": name, "rows": count, "in_flight": 0, "limit": None, **waiting} for name, count in rows.items()
+        ],
     }
 
 
@@ -98,7 +101,7 @@ def _status_text(found: dict[str, Any]) -> Iterator[str]:
             if not check["ok"]:
                 yield f"  {check['name']}: {check['detail']}" + f" ({check['cure']})" * bool(check["cure"])
         yield "  ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["totals"].items())
-    for name in ("sources", "collections"):
+    for name in ("sources", "collections", "stages"):
         rows = found[name]
         if rows:
             yield ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.stage import Appetite, StageThread, Work
+from ingestd.engine.workload import Workload
 from ingestd.model import Abandoned, Extracted, Recalled
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ingestd.engine.lanes import Lanes
     from ingestd.engine.pulse import Pulse
+    from ingestd.engine.workload import Meter
     from ingestd.model import Chunked, Embedded, Event, Outcome
     from ingestd.ports import Sink
 
@@ -58,6 +60,8 @@ class _Closable(Protocol):
 
 
 class _Joinable(Protocol):
+    @property
+    def meter(self) -> Meter: ...
     def start(self) -> None: ...
     def join(self, timeout: float) -> bool: ...
 
@@ -168,6 +172,11 @@ class Pipeline:
             (chunked, embedding),
             (embedded, [writing]),
         ]
+
+        self.workload = Workload(
+            {channel.name: [thread.meter for thread in threads] for channel, threads in self._steps}
+        )
+        """Where the time goes."""
 
     def start(self) -> None:
         """Start all stages."""

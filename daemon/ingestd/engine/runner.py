@@ -161,6 +161,8 @@ class Runner:
         faults = self._parts.faults.happened
         while not self._asked and not faults.is_set():
             faults.wait(TICK)
+            for pipeline in self._parts.pipelines.values():
+                pipeline.workload.sample()
             tick()
             if once and self._worked_off():
                 return True

@@ -17,6 +17,7 @@ import structlog
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.letters import Publisher
+from ingestd.engine.workload import Meter, State
 from ingestd.errors import Stopped
 from ingestd.model import Check, Event, Failure, Outcome, Stage, Verdict
 
@@ -98,6 +99,7 @@ class Settle:
             for name, source in sources.items()
             if (topic := source.letter_topic()) is not None
         }
+        self.meter = Meter()
         self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
 
     def start(self) -> None:
@@ -146,10 +148,12 @@ class Settle:
             if batch is None:
                 return
             if batch:
+                self.meter.enter(State.BUSY)
                 decided = [self._decide(outcome) for outcome in batch]
                 mine = [outcome for outcome in decided if not self._published(outcome)]
                 if mine:
                     self._settle(mine)
+                self.meter.enter(State.IDLE)
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         settled = self._breakers.hold(lambda: self._store.settle(outcomes, self._fingerprints), beat=self._beat)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ingestd.engine.workload import Meter, State
 from ingestd.errors import Stopped
 from ingestd.model import Outcome
 
@@ -94,6 +95,7 @@ class StageThread(Generic[In, Out]):
         self._pulse = pulse
         self._fail = fail
         self._said = 0.0
+        self.meter = Meter()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -125,7 +127,9 @@ class StageThread(Generic[In, Out]):
             if not batch:
                 continue
             self._begin()
+            self.meter.enter(State.BUSY)
             self._work_on(batch)
+            self.meter.enter(State.IDLE)
 
     def _work_on(self, batch: Sequence[In]) -> None:
         results: list[Out | Outcome] = []
@@ -164,7 +168,9 @@ class StageThread(Generic[In, Out]):
         if outcomes:
             self._settle(outcomes)
         if others:
+            self.meter.enter(State.BLOCKED)  # for as long as nothing, where there is room
             self._pass_on(others, self._beat)
+            self.meter.enter(State.BUSY)
 
     def _beat(self) -> None:
         self._pulse.beat(self.name)
