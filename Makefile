@@ -13,11 +13,12 @@ JOBS ?= 3
 
 BIN := .venv/bin
 STAMP := .venv/.setup-is-done
+RIVALS_STAMP := .venv-bench/.setup-is-done
 QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test test-long bench bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
+.PHONY: help setup run run-kafka test test-long bench bench-speed bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
@@ -60,11 +61,23 @@ test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns
 	@$(BIN)/python -m compileall -q daemon tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
-bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, and how a rate limit is used (a quarter of an hour); figures go to benchmarks-out/
+bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, how a rate limit is used (a quarter of an hour), and how fast all is (an hour; bench-speed alone does that); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.poison --out benchmarks-out/poison.json
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.providers --out benchmarks-out/providers.json
+	$(MAKE) bench-speed
+
+# What others use, apart from our own environment: some of it wants other versions of the same packages. --no-deps: the
+# file names all of them.
+$(RIVALS_STAMP): tests/benchmarks/rivals/requirements.txt
+	@test -x .venv-bench/bin/pip || $(PYTHON) -m venv .venv-bench
+	@echo 'Installing what is compared with into .venv-bench: about 2 GB.'
+	.venv-bench/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/rivals/requirements.txt
+	@touch $@
+
+bench-speed: $(STAMP) $(RIVALS_STAMP) ## Measure the pipeline beside the bare model, a script, LlamaIndex and LangChain, and what edits cost (an hour)
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python -m tests.benchmarks.speed --rivals .venv-bench/bin/python --out benchmarks-out/speed.json $(ARGS)
 
 bench-kafka: $(STAMP) ## Measure how fast Kafka records become documents (some minutes); figures go to benchmarks-out/
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/kafka_throughput.py --out benchmarks-out/kafka.json $(ARGS)
@@ -98,5 +111,5 @@ constraints: $(STAMP) ## Pin what is installed now, to be tested and committed
 	@mv .venv/constraints.new constraints.txt
 
 clean: ## Remove .venv and what the tools left; documents and state stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find daemon tests -name __pycache__ -prune -exec rm -rf {} +

@@ -527,9 +527,14 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
 
 
 def _space(ground: _Ground, embedder: str) -> str:
-    """Return what a text's vector depends on: its space, and where the text is cut, which makes no other space."""
-    most = getattr(ground.settings.embedders[embedder].config, "max_tokens", None)
-    return f"{ground.infos[embedder].space} {most}"
+    """Return what a text's vector depends on: its space, and where the text is cut or refused, which is no part of it."""
+    config = ground.settings.embedders[embedder].config
+    return " ".join(
+        [
+            ground.infos[embedder].space,
+            *(f"{name}={getattr(config, name, None)}" for name in ("max_tokens", "too_long")),
+        ]
+    )
 
 
 def _silence(settings: Settings) -> dict[str, float]:
