@@ -527,7 +527,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
 
 
 def _space(ground: _Ground, embedder: str) -> str:
-    """Return what a text's vector depends on: its space, and where the text is cut or refused, which is no part of it."""
+    """Return what a text's vector depends on: its space, and how long a text may be, which is no part of it."""
     config = ground.settings.embedders[embedder].config
     return " ".join(
         [
