@@ -101,7 +101,13 @@ class EmbeddingSettings(_Section):
         description="The most chunks that go through the models at a time; not set: 512, and for a model behind an API "
         "as many as fill several of its requests.",
     )
-    linger_seconds: float = Field(0.05, ge=0, le=10, description="How long an incomplete window waits for more.")
+    linger_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="How long an incomplete window waits for more; not set: 0.005, and for a model behind an API, "
+        "whose requests count, 0.05.",
+    )
     timeout_seconds: float = Field(300.0, gt=0, description="The longest that a model may take for a window.")
     load_timeout_seconds: float = Field(600.0, gt=0, description="The longest that a model may take to load.")
     cache_bytes: int = Field(

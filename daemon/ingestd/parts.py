@@ -44,6 +44,8 @@ _PRIVATE = "ingestd-member-"
 _LEFT_SECONDS = 60.0
 WINDOW = 512
 """Chunks that go through a model of this machine at a time: many batches, so that their texts are sorted by length."""
+LINGER, API_LINGER = 0.005, 0.05
+"""Seconds that an incomplete window waits for more: for a model of this machine, and for one behind an API."""
 LOOK_SECONDS = 60.0
 """Between two looks whether a new day has begun: a clock may be put right meanwhile."""
 _KEY = re.compile(r"[a-z_]+: ")
@@ -446,6 +448,18 @@ def window_of(settings: Settings, collection: str) -> int:
     wishes: list[int] = [getattr(config, "window", 0) for config in configs]
     # A model on this machine beside one behind an API: its worker may not be silent for as long as that takes.
     return max([WINDOW, *wishes]) if wishes and all(wishes) else WINDOW
+
+
+def linger_of(settings: Settings, collection: str) -> float:
+    """Return the seconds that an incomplete window of a collection waits for more chunks.
+
+    While a model is at work the next window fills by itself. So a model on this machine is given what there is: to wait
+    would do no more than delay a document that comes alone. Requests to an API are counted, and worth filling.
+    """
+    if settings.embedding.linger_seconds is not None:
+        return settings.embedding.linger_seconds
+    configs = (settings.embedders[name].config for name in settings.collections[collection].embedders())
+    return max((API_LINGER if hasattr(config, "window") else LINGER for config in configs), default=LINGER)
 
 
 def tokenizer_of(settings: Settings, collection: str) -> Tokenizer:
