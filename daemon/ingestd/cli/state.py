@@ -85,7 +85,11 @@ def _resting(settings: Settings) -> dict[str, Any]:
         "uptime_seconds": None,
         "milvus": settings.milvus.uri,
         "sources": sources,
-        "stages": [],
+        "stages": [
+            {"collection": name, "stage": stage, "busy_share": 0.0, "blocked_share": 0.0, "waits": 0}
+            for name in rows
+            for stage in STAGES
+        ],
         "collections": [
             {"name": name, "rows": count, "in_flight": 0, "limit": None, **waiting} for name, count in rows.items()
         ],
@@ -101,7 +105,7 @@ def _status_text(found: dict[str, Any]) -> Iterator[str]:
             if not check["ok"]:
                 yield f"  {check['name']}: {check['detail']}" + f" ({check['cure']})" * bool(check["cure"])
         yield "  ".join(f"{name.replace('_', ' ')} {count}" for name, count in found["totals"].items())
-    for name in ("sources", "collections", "stages"):
+    for name in ("sources", "collections", *(["stages"] if found["running"] else [])):
         rows = found[name]
         if rows:
             yield ""
