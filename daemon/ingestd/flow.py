@@ -695,11 +695,11 @@ def _overview(ground: _Ground, sources: Mapping[str, Source], pipelines: Mapping
     }
 
 
-def _limit(pipeline: Pipeline) -> str:
-    """Say which stage the others wait for."""
+def _limit(pipeline: Pipeline) -> str | None:
+    """Say which stage the others wait for; None: no stage works for most of the time."""
     stage = pipeline.workload.limit()
     if stage is None:
-        return "none: no stage works for most of the time"
+        return None
     share, waits = pipeline.workload.shares()[stage].busy, pipeline.depths()[stage]
     return f"{stage}: busy for {share:.0%} of the last {pipeline.workload.window:.0f} s, {waits:,} wait for it"
 

@@ -40,9 +40,8 @@ def test_batches_are_in_both_at_once(workplace: Workplace, tmp_path: Path) -> No
         assert daemon.until_settled(3)["written"] == 3
         status = daemon.status()
         assert [row["stage"] for row in status["stages"]][-2:] == ["embed", "write"]
-        assert re.match(
-            r"none: |\w+: busy for \d+% of the last \d+ s, \d+ wait for it", status["collections"][0]["limit"]
-        )
+        limit = status["collections"][0]["limit"]
+        assert limit is None or re.fullmatch(r"\w+: busy for \d+% of the last \d+ s, \d+ wait for it", limit)
         assert daemon.until(lambda: busy(daemon), "the metrics say that it worked") > 0
         assert f'ingestd_stage_threads{{collection="{COLLECTION}",stage="embed"}} 2.0' in str(daemon.get("/metrics")[1])
         daemon.until_ready()
