@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-from common import Job, run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from common import Job, Work, run
 
 
-def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
+def prepare(job: Job) -> Work:
     """Load the model, and return its work."""
     model = job.sentence_transformer()
     chunks = json.loads(job.chunks.read_text("utf-8"))
-    return lambda: len(model.encode(chunks)), ()
+    return Work(lambda: len(model.encode(chunks)), model)
 
 
-run(work)
+run(prepare)

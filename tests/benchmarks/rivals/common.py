@@ -9,12 +9,14 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sentence_transformers import SentenceTransformer
+
+PACKAGES = ("torch", "sentence-transformers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,7 @@ class Job:
     dtype: str
     """float32, bfloat16 or float16; empty: the library's own default."""
     threads: int
-
-    def texts(self) -> list[str]:
-        """Return the files' texts."""
-        return [path.read_text("utf-8") for path in self.files]
+    """0: the library's own default."""
 
     def sentence_transformer(self) -> SentenceTransformer:
         """Return the model, warm."""
@@ -51,12 +50,22 @@ class Job:
         return {"dtype": self.dtype} if self.dtype else {}
 
 
-def run(work: Callable[[Job], tuple[Callable[[], int], tuple[str, ...]]]) -> None:
+class Work(NamedTuple):
+    """All is loaded, and this is to be timed."""
+
+    ingest: Callable[[], int]
+    """Does it, and says how many chunks there were."""
+    model: SentenceTransformer
+    """As the library loaded it."""
+    packages: tuple[str, ...] = ()
+    """Whose versions count."""
+
+
+def run(prepare: Callable[[Job], Work]) -> None:
     """Do the job of the command line.
 
     Args:
-        work: Loads everything, and returns what does the work and says how many chunks that were, and the packages
-            whose versions count.
+        prepare: Loads everything.
     """
     said = json.loads(sys.argv[1])
     job = Job(
@@ -68,18 +77,24 @@ def run(work: Callable[[Job], tuple[Callable[[], int], tuple[str, ...]]]) -> Non
         said["dtype"],
         said["threads"],
     )
-    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    if job.threads:
+        os.environ["OMP_NUM_THREADS"] = str(job.threads)
     import torch  # noqa: PLC0415 - after the threads are set
 
-    torch.set_num_threads(job.threads)
-    begin, packages = work(job)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    work = prepare(job)
     began = time.perf_counter()
-    chunks = begin()
+    chunks = work.ingest()
     seconds = time.perf_counter() - began
-    characters = sum(map(len, job.texts()))
-    versions = {name: _version(name) for name in ("torch", "sentence-transformers", *packages)}
-    # Libraries print what they like: the answer is the last line.
-    print("\n" + json.dumps({"seconds": seconds, "characters": characters, "chunks": chunks, "versions": versions}))
+    answer = {
+        "seconds": seconds,
+        "chunks": chunks,
+        "dtype": str(next(work.model.parameters()).dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {name: _version(name) for name in (*PACKAGES, *work.packages)},
+    }
+    print("\n" + json.dumps(answer))  # libraries print what they like: the answer is the last line
 
 
 def _version(package: str) -> str:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
-from common import Job, run
+from common import Job, Work, run
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from pymilvus import DataType, MilvusClient
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SIZE = 1_000
 """Characters of a chunk: about as many as 250 tokens have."""
 
 
-def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
+def prepare(job: Job) -> Work:
     """Load the model, make the collection, and return the work."""
     model = job.sentence_transformer()
     dimension = len(model.encode(["x"])[0])
@@ -49,7 +45,7 @@ def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
             count += len(rows)
         return count
 
-    return ingest, ("pymilvus", "milvus-lite", "langchain-text-splitters")
+    return Work(ingest, model, ("pymilvus", "milvus-lite", "langchain-text-splitters"))
 
 
-run(work)
+run(prepare)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from common import Job, run
+from common import Job, Work, run
 from langchain_core.documents import Document
 from langchain_huggingface import HuggingFaceEmbeddings
 from langchain_milvus import Milvus
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 SIZE = 1_000
 """Characters of a chunk: about as many as 250 tokens have."""
 
 
-def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
+def prepare(job: Job) -> Work:
     """Load the model, make the store, and return the work."""
     embeddings = HuggingFaceEmbeddings(
         model_name=job.model, model_kwargs={"device": job.device, "model_kwargs": job.model_kwargs()}
@@ -38,7 +33,8 @@ def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
         store.add_documents(chunks)
         return len(chunks)
 
-    return ingest, ("langchain-core", "langchain-milvus", "langchain-huggingface", "pymilvus")
+    packages = ("langchain-core", "langchain-milvus", "langchain-huggingface", "pymilvus")
+    return Work(ingest, embeddings._client, packages)
 
 
-run(work)
+run(prepare)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from common import Job, run
+from common import Job, Work, run
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.vector_stores.milvus import MilvusVectorStore
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 TOKENS = 250
 
 
-def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
+def prepare(job: Job) -> Work:
     """Load the model, make the store, and return the pipeline's run."""
     embedding = HuggingFaceEmbedding(model_name=job.model, device=job.device, model_kwargs=job.model_kwargs())
     dimension = len(embedding.get_text_embedding("A text to see that the model works."))
@@ -27,10 +22,18 @@ def work(job: Job) -> tuple[Callable[[], int], tuple[str, ...]]:
     splitter = SentenceSplitter(chunk_size=TOKENS, chunk_overlap=0)
     splitter.split_text("It loads its tokenizer when it is first used.")
     pipeline = IngestionPipeline(transformations=[splitter, embedding], vector_store=store)
-    return (
-        lambda: len(pipeline.run(documents=SimpleDirectoryReader(input_files=list(map(str, job.files))).load_data())),
-        ("llama-index-core", "llama-index-vector-stores-milvus", "llama-index-embeddings-huggingface", "pymilvus"),
+
+    def ingest() -> int:
+        documents = SimpleDirectoryReader(input_files=list(map(str, job.files))).load_data()
+        return len(pipeline.run(documents=documents))
+
+    packages = (
+        "llama-index-core",
+        "llama-index-vector-stores-milvus",
+        "llama-index-embeddings-huggingface",
+        "pymilvus",
     )
+    return Work(ingest, embedding._model, packages)
 
 
-run(work)
+run(prepare)
