@@ -18,7 +18,7 @@ QUICKSTART := config/quickstart.toml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run run-kafka test test-long bench bench-speed bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
+.PHONY: help setup run run-kafka test test-long bench bench-env bench-speed bench-kafka campaign campaign-kafka campaign-kafka-errors campaign-kafka-articles faults check constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 32
@@ -61,7 +61,7 @@ test-long: $(STAMP) ## Run those that take a minute each, and that the campaigns
 	@$(BIN)/python -m compileall -q daemon tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
-bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, how a rate limit is used (a quarter of an hour), and how fast all is (an hour; bench-speed alone does that); figures go to benchmarks-out/
+bench: $(STAMP) ## Measure how well documents are found, whether bad ones delay them, how a rate limit is used (a quarter of an hour), and how fast all is (40 minutes; bench-speed alone does that); figures go to benchmarks-out/
 	@test -d $(CRANFIELD) || { echo "make bench: the Cranfield test set is not at $(CRANFIELD); name its folder: make bench CRANFIELD=…" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/benchmarks/cranfield.py $(CRANFIELD) --out benchmarks-out/cranfield.json
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.poison --out benchmarks-out/poison.json
@@ -76,7 +76,9 @@ $(RIVALS_STAMP): tests/benchmarks/rivals/requirements.txt
 	.venv-bench/bin/python -m pip install --quiet --no-deps --requirement tests/benchmarks/rivals/requirements.txt
 	@touch $@
 
-bench-speed: $(STAMP) $(RIVALS_STAMP) ## Measure the pipeline beside the bare model, a script, LlamaIndex and LangChain, and what edits cost (an hour)
+bench-env: $(RIVALS_STAMP) ## Make .venv-bench with what bench-speed compares with and draws with
+
+bench-speed: $(STAMP) bench-env ## Measure the pipeline beside the bare model, a script, LlamaIndex and LangChain, and what edits cost (40 minutes; ARGS=--quick: a few)
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python -m tests.benchmarks.speed --rivals .venv-bench/bin/python --out benchmarks-out/speed.json $(ARGS)
 
 bench-kafka: $(STAMP) ## Measure how fast Kafka records become documents (some minutes); figures go to benchmarks-out/
