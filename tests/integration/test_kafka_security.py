@@ -193,8 +193,6 @@ def test_no_secret_gets_into_the_log(
 ) -> None:
     """At debug level, with everything of kafka-python shown, neither a password nor what is derived from it is."""
     caplog.set_level(logging.DEBUG)
-    for library in ("kafka", "kafka.net.selector"):  # a test before this one may have set the daemon's own levels
-        caplog.set_level(logging.DEBUG, library)
     options = client_options(None, _sasl("PLAIN", password=SECRET))
     KafkaAdminClient(bootstrap_servers=noida.bootstrap, **options).close()
     KafkaConsumer(bootstrap_servers=noida.bootstrap, **options).close()
