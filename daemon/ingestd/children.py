@@ -1,10 +1,11 @@
 """Child processes that end with the daemon, however it ends.
 
-A child is a fresh interpreter (never a fork: CUDA and gRPC do not survive one) that runs one function on one end of
-a pipe. It sits in a session of its own, so that a Ctrl-C or a signal to the daemon's process group does not take it
-before the drain. A second pipe, the lifeline, is never written to: its end of file says that the daemon is gone. A
-child that holds nothing has the kernel end it then (``O_ASYNC``, fcntl(2)), also in the middle of C code that never
-lets go of the interpreter; one that owns a database has a thread of its own watch the lifeline, and time to close.
+A child is a fresh interpreter (never a fork of the daemon: CUDA and gRPC do not survive one) that runs one function on
+one end of a pipe; where a fresh one for each would take too long, ``nursery`` forks them from one. It sits in a session
+of its own, so that a Ctrl-C or a signal to the daemon's process group does not take it before the drain. A second pipe,
+the lifeline, is never written to: its end of file says that the daemon is gone. A child that holds nothing has the
+kernel end it then (``O_ASYNC``, fcntl(2)), also in the middle of C code that never lets go of the interpreter; one that
+owns a database has a thread of its own watch the lifeline, and time to close.
 
 ``multiprocessing`` was turned down: it imports the daemon's ``__main__`` again, keeps a resource tracker beside the
 daemon, and ties children to the thread that started them. ``PR_SET_PDEATHSIG`` was too: it follows that thread, and
@@ -24,45 +25,68 @@ import threading
 import time
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 
 class ChildDied(Exception):  # noqa: N818 - a state, and each caller has its own verdict on it
     """The child ended, or did not answer in time and was ended."""
 
 
+class Process(Protocol):
+    """What a child's process has: ``subprocess.Popen`` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: It goes on.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End it with SIGKILL, if it runs."""
+        ...
+
+
+class Ends(NamedTuple):
+    """The descriptors that a child gets."""
+
+    read: int
+    write: int
+    lifeline: int
+
+
 class Child:
     """A running child and the daemon's end of its pipe. One thread at a time may talk to it.
 
     Args:
-        target: ``module:function``; the function takes the child's end of the pipe.
-        name: What people see in process lists and messages.
-        env: Environment variables to add.
-        grace: Seconds that the child may go on after the daemon's death, to close what it holds.
+        name: What people see in messages.
+        start: Starts its process, which inherits these descriptors.
     """
 
-    def __init__(self, target: str, *, name: str, env: Mapping[str, str] | None = None, grace: float = 0.0) -> None:
+    def __init__(self, name: str, start: Callable[[Ends], Process]) -> None:
         self.name = name
         # multiprocessing's Connection frames and pickles; only its process handling is not wanted here.
         here_read, there_write = os.pipe()
         there_read, here_write = os.pipe()
         lifeline_read, self._lifeline = os.pipe()
-        theirs = (there_read, there_write, lifeline_read)
+        theirs = Ends(there_read, there_write, lifeline_read)
         self._reader = Connection(here_read, writable=False)
         self._writer = Connection(here_write, readable=False)
-        command = [sys.executable, "-m", "ingestd.children", target, *map(str, theirs), str(grace), name]
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
-                pass_fds=theirs,
-                start_new_session=True,
-                env={**os.environ, **(env or {})},
-            )
+            self._process = start(theirs)
         except BaseException:
             self._close_pipes()
             raise
@@ -146,12 +170,46 @@ class Child:
         return f"{self.name} (process {self.pid}) ended with {how}"
 
 
+def spawn(
+    target: str,
+    *,
+    name: str,
+    env: Mapping[str, str] | None = None,
+    grace: float = 0.0,
+    keep: Collection[int] = (),
+) -> Child:
+    """Start a child on an interpreter of its own.
+
+    Args:
+        target: ``module:function``; the function takes the child's end of the pipe.
+        name: What people see in process lists and messages.
+        env: Environment variables to add.
+        grace: Seconds that the child may go on after the daemon's death, to close what it holds.
+        keep: Descriptors that it inherits beside its own, under the same numbers.
+
+    Raises:
+        OSError: There is no process to be had.
+    """
+
+    def start(theirs: Ends) -> Process:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "ingestd.children", target, *map(str, theirs), str(grace), name],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
+            pass_fds=(*theirs, *keep),
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    return Child(name, start)
+
+
 class Pipe:
     """A child's end: ``recv`` raises EOFError when the daemon is gone or has let go."""
 
-    def __init__(self, reader: Connection, writer: Connection) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, read: int, write: int) -> None:
+        self._reader = Connection(read, writable=False)
+        self._writer = Connection(write, readable=False)
 
     def recv(self) -> object:
         """Return the next message."""
@@ -161,6 +219,11 @@ class Pipe:
         """Send a picklable message."""
         self._writer.send(message)
 
+    def close(self) -> None:
+        """Close this end."""
+        self._reader.close()
+        self._writer.close()
+
 
 def _has_descriptor(stream: TextIO | None) -> bool:
     try:
@@ -169,7 +232,7 @@ def _has_descriptor(stream: TextIO | None) -> bool:
         return False
 
 
-def _follow(lifeline: int, grace: float) -> None:
+def follow(lifeline: int, grace: float) -> None:
     """End this process at the end of the lifeline, after the grace."""
     if grace:
         threading.Thread(target=_wait, args=(lifeline, grace), daemon=True, name="lifeline").start()
@@ -192,12 +255,11 @@ def main(arguments: list[str]) -> None:
     # The daemon holds its signals, and a child begins with what its parent held.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     target, read, write, lifeline, grace, _name = arguments
-    _follow(int(lifeline), float(grace))
+    follow(int(lifeline), float(grace))
     module, _, function = target.partition(":")
     serve: Callable[[Pipe], None] = getattr(import_module(module), function)
-    pipe = Pipe(Connection(int(read), writable=False), Connection(int(write), readable=False))
     with contextlib.suppress(EOFError, BrokenPipeError):
-        serve(pipe)
+        serve(Pipe(int(read), int(write)))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,12 @@ def extraction(bombs: Any) -> Iterator[IsolatedExtraction]:
 
 def workers() -> list[int]:
     """Return the process ids of this process's extraction workers."""
-    children = psutil.Process().children()
-    return [child.pid for child in children if "ingestd.extractors._worker:serve" in child.cmdline()]
+    return [worker.pid for nursery in nurseries() for worker in nursery.children()]
+
+
+def nurseries() -> list[psutil.Process]:
+    """Return what they are forked from."""
+    return [child for child in psutil.Process().children() if "ingestd.nursery:serve" in child.cmdline()]
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -387,18 +391,54 @@ def test_a_difficult_document_is_given_back_to_those_in_a_hurry(bombs: Any, acti
                 assert isinstance(reading.exception(), Stopped)
 
 
-def test_a_worker_that_is_lost_has_a_spare_one(bombs: Any) -> None:
-    """After the first loss one is kept up beside: the next document is read at once, and by no more processes."""
+def test_a_worker_that_is_lost_costs_no_interpreter(bombs: Any) -> None:
+    """All workers, those in place of lost ones too, are forked from one process, and none of them is left behind."""
+    before = {nursery.pid for nursery in nurseries()}
     with closing(make(("bomb", bombs.Config()))) as extraction:
-        before = set(workers())
+        seen, pid = set(), 0
         for _ in range(3):
             with pytest.raises(Difficult):
                 extraction.extract(bombs.bomb("abort"), hurried=True)
-            until(lambda: len(extraction._spares) == 1)
-            (spare,) = set(workers()) - before
-            assert extraction.extract(bombs.bomb("pid"), hurried=True).text == str(spare)
-            until(lambda: len(set(workers()) - before) <= 2)
-    until(lambda: set(workers()) <= before)
+            with pytest.raises(DocumentError):
+                extraction.extract(bombs.bomb("abort"))
+            pid = int(extraction.extract(bombs.bomb("pid"), hurried=True).text)
+            (nursery,) = (one for one in nurseries() if one.pid not in before)
+            assert [child.pid for child in nursery.children()] == [pid]
+            seen.add((nursery.pid, pid))
+        assert len(seen) == 3
+        assert len({nursery for nursery, _ in seen}) == 1
+    assert {nursery.pid for nursery in nurseries()} == before
+    assert gone(pid)
+
+
+def test_a_nursery_that_is_killed_costs_no_document_a_try(bombs: Any, tmp_path: Path) -> None:
+    """Its workers end with it, and another one takes its place."""
+    before = {nursery.pid for nursery in nurseries()}
+    with closing(make(("bomb", bombs.Config()))) as extraction:
+        pid = int(extraction.extract(bombs.bomb("pid")).text)
+        (nursery,) = (one for one in nurseries() if one.pid not in before)
+        os.kill(nursery.pid, signal.SIGKILL)
+        until(partial(gone, pid))
+        assert extraction.extract(bombs.bomb("die-once", str(tmp_path / "marker"))).text == "survived"
+
+
+def test_a_plug_in_that_starts_threads_when_imported_is_refused(tmp_path: Path) -> None:
+    """A fork would take its locks and not its threads; nothing is read, and the reason is said."""
+    (tmp_path / "threaded.py").write_text(
+        "import threading\nfrom bomb_extractors import *\nfrom bomb_extractors import Config as Base\n"
+        "class Config(Base):\n    pass\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE), os.environ.get("PYTHONPATH", "")]))
+        patch.syspath_prepend(HERE)
+        patch.syspath_prepend(tmp_path)
+        threaded = import_module("threaded")
+        with (
+            closing(make(("threaded", threaded.Config()))) as extraction,
+            pytest.raises(UnavailableError, match="importing threaded started 1 thread"),
+        ):
+            extraction.extract(threaded.bomb("pid"))
 
 
 def test_where_all_take_long_none_is_difficult() -> None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from ingestd.children import Child, ChildDied
+from ingestd.children import ChildDied, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ingestd.children import Child
 
 DEADLINE = 30.0
 MODULE = """
@@ -52,9 +54,9 @@ def closes(pipe):
 """
 DAEMON = """
 import sys, time
-from ingestd.children import Child
-children = [Child(f"child_targets:{name}", name=name) for name in ("echo", "deaf", "stuck")]
-children.append(Child("child_targets:deaf", name="graceful", grace=0.2))
+from ingestd.children import spawn
+children = [spawn(f"child_targets:{name}", name=name) for name in ("echo", "deaf", "stuck")]
+children.append(spawn("child_targets:deaf", name="graceful", grace=0.2))
 children[0].send("up")
 assert [child.receive(30) for child in children] == ["up"] * 4
 print(*(child.pid for child in children), flush=True)
@@ -75,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
     def started(function: str, grace: float = 0.0, **env: str) -> Child:
         env["PYTHONPATH"] = path_with(tmp_path)
-        child = Child(f"child_targets:{function}", name=function, env=env, grace=grace)
+        child = spawn(f"child_targets:{function}", name=function, env=env, grace=grace)
         children.append(child)
         return child
 

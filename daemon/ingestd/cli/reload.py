@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import structlog
 
-from ingestd.children import Child, ChildDied
+from ingestd.children import ChildDied, spawn
 from ingestd.operations import told
 from ingestd.parts import ADDRESS_FILE
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from ingestd.children import Child
     from ingestd.config import Settings
     from ingestd.ops.image import Image
     from ingestd.ports import Embedder
@@ -154,7 +155,7 @@ class Reload:
         faults = self._image.faults()
         if faults:
             return Verdict(faults, ())
-        child = Child("ingestd.cli.candidate:serve", name="new-configuration")
+        child = spawn("ingestd.cli.candidate:serve", name="new-configuration")
         with self._lock:
             self._child = child
             if self._closed:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, cast
 
-from ingestd.children import Child, ChildDied
+from ingestd.children import ChildDied, spawn
 from ingestd.devices.replicas import LoadedModel, Replica
 from ingestd.devices.worker import PROBE, BadText, Broken, Embed, Load, Misconfigured
 from ingestd.errors import ConfigError, DeadlyError, DocumentError, FatalError, Stopped, UnavailableError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from ingestd.children import Child
     from ingestd.devices.worker import Done, Reply, Request
     from ingestd.model import Role, VectorKind
 
@@ -251,7 +252,7 @@ class Worker:
             if process is None:
                 try:
                     environment = {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
-                    child = Child("ingestd.devices.worker:serve", name=self.name, env=environment)
+                    child = spawn("ingestd.devices.worker:serve", name=self.name, env=environment)
                 except OSError as error:
                     self._fault = f"the worker cannot be started: {error}"
                     raise UnavailableError(self.name, self._fault) from error

@@ -9,7 +9,7 @@ not tried again: it does not depend on what else the machine does.
 There are two lots of slots. A call in a hurry gets one of the first, and gives up on a document that takes far longer
 than documents took so far (``Pace``), or whose worker died; that one is then read without hurry in a slot of the second
 lot, under the full limits. So documents that hang until their time-out wait for one another, and others for none of
-them; and since a worker takes half a second of a core to start, there are spare ones for slots that lose their own.
+them; and a worker that is lost is replaced in milliseconds (``nursery``), so that its loss is felt by nobody else.
 Letting a document go on where it was, and starting another worker in its place, was turned down: the number of
 processes would be as large as the number of such documents.
 
@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING
 from ingestd.errors import ConfigError, DocumentError, Stopped
 from ingestd.extractors._kind import kind_of, readable_as
 from ingestd.extractors._media_type import with_media_type
-from ingestd.extractors._slots import CLOSE_SECONDS, Pace, Slot, Spares
+from ingestd.extractors._slots import CLOSE_SECONDS, Pace, Slot
 from ingestd.extractors._worker import ExtractorConfig, Setup
 from ingestd.model import Content, Document, canonical_json
+from ingestd.nursery import Nursery
 from ingestd.ports import always
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class IsolatedExtraction:
 
     Args:
         configs: The extractors' types and configurations.
-        workers: How many processes there are at most for calls in a hurry, and as many again for the others. Once one
-            was lost, as many again stand by.
+        workers: How many processes there are at most for calls in a hurry, and as many again for the others.
         memory_bytes: What a document may take beyond the idle worker, in address space.
         cpu_seconds: Processor time for one document; the kernel counts in whole seconds, so it is rounded up.
         wall_seconds: Time for one document; beyond it the worker is ended. Longer than ``cpu_seconds``.
@@ -83,15 +83,21 @@ class IsolatedExtraction:
         self._max_bytes = max_bytes
         setup = Setup(tuple(config for _, config in extractors), memory_bytes, cpu_seconds, max_text)
         pace = Pace()
-        self._spares = Spares(setup, workers)
+        # One thread is enough for the libraries; more would only take address space, and survive no fork.
+        self._nursery = nursery = Nursery(
+            "ingestd.extractors._worker:serve",
+            sorted({type(config).__module__ for _, config in extractors}),
+            name="extract-nursery",
+            env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
 
-        def slots(name: str, spares: Spares | None) -> list[Slot]:
+        def slots(name: str) -> list[Slot]:
             return [
-                Slot(f"{name}-{n}", setup, wall_seconds=wall_seconds, recycle=recycle, pace=pace, spares=spares)
+                Slot(f"{name}-{n}", setup, nursery=nursery, wall_seconds=wall_seconds, recycle=recycle, pace=pace)
                 for n in range(1, workers + 1)
             ]
 
-        self._idle = {True: slots("extract", self._spares), False: slots("extract-long", None)}
+        self._idle = {True: slots("extract"), False: slots("extract-long")}
         """By whether the call is in a hurry."""
         self._slots = tuple(slot for lot in self._idle.values() for slot in lot)
         self._changed = threading.Condition()
@@ -134,7 +140,7 @@ class IsolatedExtraction:
             self._changed.notify_all()
         for slot in self._slots:
             slot.stop()
-        self._spares.close()
+        self._nursery.close()
         with self._changed:
             self._changed.wait_for(lambda: sum(map(len, self._idle.values())) == len(self._slots), CLOSE_SECONDS)
             idle = [slot for lot in self._idle.values() for slot in lot]

@@ -9,16 +9,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ingestd.children import Child, ChildDied
 from ingestd.errors import Difficult, DocumentError, Stopped, TransientError, UnavailableError
 from ingestd.extractors._worker import OUT_OF_MEMORY, Answer, Refusal, Request, Setup
 from ingestd.model import Content, Document
 
+if TYPE_CHECKING:
+    from ingestd.nursery import Nursery
+
 TRIES = 2
 START_SECONDS = 60.0
-"""Time for a worker to start; it takes about 0.2 s on a machine that is not busy."""
+"""Time for a worker to build its extractors; it takes milliseconds on a machine that is not busy."""
 CLOSE_SECONDS = 10.0
 SHORT_SECONDS = 1.0
 """What is read within it is not difficult, however quick others are: a machine may be busy for as long."""
@@ -65,11 +68,11 @@ class Slot:
     """A place for one worker. One thread at a time reads documents here; ``stop`` may come from any thread."""
 
     def __init__(
-        self, name: str, setup: Setup, *, wall_seconds: float, recycle: int, pace: Pace, spares: Spares | None
+        self, name: str, setup: Setup, *, nursery: Nursery, wall_seconds: float, recycle: int, pace: Pace
     ) -> None:
         self._name = name
+        self._nursery = nursery
         self._pace = pace
-        self._spares = spares
         self._setup = setup
         self._wall_seconds = wall_seconds
         self._recycle = recycle
@@ -150,34 +153,30 @@ class Slot:
             child, self._child = self._child, None
             self._served = 0
         if child is not None:
-            if self._spares is not None:
-                self._spares.make()
             child.close(timeout=0)  # it holds nothing that is worth waiting for
 
     def _worker(self) -> Child:
         """Return the worker, started if need be."""
         if self._child is not None and not self._child.alive:
             self.discard()  # it died between documents: no document's fault
-        with self._lock:
-            if self._stopped:
-                raise Stopped
-            if self._child is not None:
-                return self._child
-            self._child = None if self._spares is None else self._spares.take()
-            if self._child is not None:
-                return self._child
-            child = self._child = _child(self._name)
-        self._greet(child)
-        return child
-
-    def _greet(self, child: Child) -> None:
+        if self._child is not None:
+            return self._child
         try:
+            child = _child(self._nursery, self._name)  # whoever stops us closes the nursery, and so ends the wait
+            self._keep(child)
             _greet(child, self._setup)
         except BaseException as error:
             self.discard()
             if self._stopped and isinstance(error, UnavailableError):
                 raise Stopped from error
             raise
+        return child
+
+    def _keep(self, child: Child) -> None:
+        with self._lock:
+            self._child = child
+            if self._stopped:
+                child.kill()  # whoever asked finds it dead
 
     def _after_death(self, child: Child) -> None:
         """Clear the place after a worker's end.
@@ -203,97 +202,16 @@ class Slot:
         return f"exit status {code}"
 
 
-class Spares:
-    """Workers that are started and do nothing, for slots that have none. Safe to call from any thread.
-
-    Args:
-        setup: What they are told.
-        most: How many there are at most: none before the first is asked for.
-    """
-
-    def __init__(self, setup: Setup, most: int) -> None:
-        self._setup = setup
-        self._most = most
-        self._lock = threading.Lock()
-        self._up: list[Child] = []
-        self._starting: Child | None = None
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    def __len__(self) -> int:
-        """Return how many are up."""
-        return len(self._up)
-
-    def make(self) -> None:
-        """Have workers started, until there are enough."""
-        with self._lock:
-            busy = self._thread is not None and self._thread.is_alive()
-            if self._closed or busy or len(self._up) >= self._most:
-                return
-            self._thread = threading.Thread(target=self._make, name="extract-spare", daemon=True)
-            self._thread.start()
-
-    def take(self) -> Child | None:
-        """Return a worker that is up and well, if there is one; another one is made in its place."""
-        with self._lock:
-            child = self._up.pop() if self._up else None
-        if child is None:
-            return None
-        self.make()
-        if not child.alive:
-            child.close(timeout=0)
-            return None
-        return child
-
-    def close(self) -> None:
-        """End the workers, and make none any more."""
-        with self._lock:
-            self._closed = True
-            thread, children = self._thread, list(self._up)
-            if self._starting is not None:
-                self._starting.kill()
-        if thread is not None:
-            thread.join(CLOSE_SECONDS)
-        for child in children:
-            child.close(timeout=0)
-
-    def _make(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed or len(self._up) >= self._most:
-                    return
-            try:
-                with self._lock:
-                    child = self._starting = _child("extract-spare")
-            except UnavailableError:
-                return  # Nobody waits for it: whoever needs a worker starts one, and finds out what is wrong.
-            try:
-                _greet(child, self._setup)
-            except UnavailableError:
-                child.close(timeout=0)
-                return
-            finally:
-                with self._lock:
-                    self._starting = None
-            if not self._keep(child):
-                child.close(timeout=0)
-
-    def _keep(self, child: Child) -> bool:
-        with self._lock:
-            if not self._closed:
-                self._up.append(child)
-            return not self._closed
-
-
-def _child(name: str) -> Child:
+def _child(nursery: Nursery, name: str) -> Child:
     """Start a worker.
 
     Raises:
-        UnavailableError: There is no process to be had.
+        UnavailableError: There is no process to be had, or what it needs cannot be imported.
     """
     try:
-        # One thread is enough; more would only take address space.
-        return Child("ingestd.extractors._worker:serve", name=name, env={"OPENBLAS_NUM_THREADS": "1"})
+        return nursery.child(name)
+    except ChildDied as error:
+        raise UnavailableError("extraction", f"the extraction worker does not start: {error}") from error
     except OSError as error:
         raise UnavailableError("extraction", f"no extraction worker can be started: {error}") from error
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from ingestd.children import Child, ChildDied
+from ingestd.children import ChildDied, spawn
 from ingestd.errors import ConfigError, UnavailableError
 from ingestd.milvus.lite_child import GRACE_SECONDS, LOOPBACK, Locked, Serving
 from ingestd.milvus.verdict import DEPENDENCY
@@ -28,6 +28,8 @@ from ingestd.milvus.verdict import DEPENDENCY
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from ingestd.children import Child
 
 LOCK_SECONDS = GRACE_SECONDS + 5
 """How long a new child waits for the folder's lock: the last one may still be closing."""
@@ -176,7 +178,7 @@ class Lite:
             raise ConfigError(f"milvus.uri: the folder {self._data_dir} cannot be used: {error}") from error
         with self._brief:
             self._check_open()
-            child = self._child = self._starting = Child(
+            child = self._child = self._starting = spawn(
                 "ingestd.milvus.lite_child:serve",
                 name="milvus-lite",
                 env={"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(MEMTABLE_BYTES), "GRPC_VERBOSITY": "ERROR"},
