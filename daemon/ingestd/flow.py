@@ -433,7 +433,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
     """Build a collection's stages, and the lanes before them."""
     settings, store, breakers = ground.settings, ground.store, ground.breakers
     limits, configured = settings.limits, settings.collections[name]
-    events: Channel[Event] = Channel("recall", None)
+    events: Channel[Event] = Channel("recall", None, rank=lambda event: event.priority)
     lanes[name] = Lanes(
         events,
         max_events=limits.in_flight_events,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from dataclasses import field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, overload
 
 from ingestd.immutable import value
@@ -212,6 +212,17 @@ class Failure:
     """Only for errors that nobody foresaw."""
 
 
+class Priority(IntEnum):
+    """What goes first, of different documents. Of one document everything goes in order."""
+
+    LIVE = 0
+    """Somebody has just changed something, and waits to find it."""
+    RETRY = 1
+    """It failed before, and was away for a while already."""
+    BACKFILL = 2
+    """It was there before, and there may be a lot of it."""
+
+
 @value(frozen=True, slots=True)
 class Event:
     """One change of one document, as a source hands it in."""
@@ -243,6 +254,7 @@ class Event:
     """Whether its document's id is the key of its record: then all records of the document are in one partition."""
     again: bool = False
     """Tried again by an operator: it is older than whatever the document is by now."""
+    priority: Priority = Priority.LIVE
 
 
 @value(frozen=True, slots=True)
@@ -449,6 +461,11 @@ class Abandoned:
 
     chunked: Chunked
     outcome: Outcome
+
+    @property
+    def event(self) -> Event:
+        """The event that all this is about."""
+        return self.chunked.event
 
 
 @value(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Intake(Protocol):
     def offer(self, events: Sequence[Event]) -> int:
         """Accept events from the first on, as many as there is room for now, and return how many. Never blocks.
 
-        A source that is halted has room for none.
+        They are of one priority. A source that is halted has room for none.
 
         Raises:
             Stopped: The daemon is stopping; none was accepted.

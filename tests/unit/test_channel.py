@@ -1,10 +1,10 @@
-"""Channels: bounded, closable, handing out whole batches."""
+"""Channels: closable, handing out whole batches, the most urgent first, as far as there is room behind."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.fixtures.daemon import wait_for
@@ -12,7 +12,15 @@ from tests.fixtures.daemon import wait_for
 from ingestd.engine.channel import Channel
 from ingestd.errors import Stopped
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DEADLINE = 20.0
+
+
+def ranked(capacity: int | None = None) -> Channel[int]:
+    """Return a channel of numbers: tens are the rank, ones the weight."""
+    return Channel("c", capacity, lambda item: item % 10, lambda item: item // 10)
 
 
 def test_items_come_out_in_order_and_by_weight() -> None:
@@ -23,75 +31,99 @@ def test_items_come_out_in_order_and_by_weight() -> None:
     assert [channel.take(5, 0.0, 0.0) for _ in range(5)] == [[2, 2], [3], [9], [1], []]
 
 
-def test_a_full_channel_blocks_its_writer_and_lets_it_beat() -> None:
-    """Back-pressure: ``put`` waits until there is room, and says meanwhile that its thread is alive."""
-    channel: Channel[int] = Channel("c", 2)
-    channel.put(1)
-    channel.put(2)
-    beaten = threading.Event()
+def test_there_is_room_below_the_capacity_of_each_rank() -> None:
+    """Writing never waits: whoever writes looks for room first, and what is urgent has its own."""
+    channel = ranked(4)
+    assert channel.has_room(2)
+    channel.extend([23, 22])
+    assert not channel.has_room(2)
+    assert channel.has_room(0)
+    channel.extend([23, 1])
+    assert (len(channel), channel.take(9, 0.0, 0.0)) == (4, [1])
+
+
+def test_what_is_urgent_goes_first_and_batches_do_not_mix() -> None:
+    """In order within a rank; a batch says which it is of."""
+    channel = ranked()
+    channel.extend([21, 11, 1, 22, 12, 2])
+    batches = [channel.take(99, 0.0, 0.0) for _ in range(4)]
+    assert batches == [[1, 2], [11, 12], [21, 22], []]
+    assert [batch.rank for batch in batches if batch] == [0, 1, 2]
+
+
+def test_what_may_not_go_on_stays_and_keeps_nothing_else() -> None:
+    """A reader takes what has room behind it, more urgent or less, and says what it waits for."""
+    channel = ranked()
+    channel.extend([21, 1])
+    assert channel.take(9, 0.0, 0.0, gate=lambda rank: rank == 2) == [21]
+    said: list[bool] = []
+    assert channel.take(9, 0.0, 0.01, gate=lambda _rank: False, waits=said.append) == []
+    channel.clear()
+    assert channel.take(9, 0.0, 0.01, waits=said.append) == []
+    assert said == [True, False]
+
+
+def test_room_behind_wakes_who_waits_for_it() -> None:
+    """What makes a full channel less than full, a reader or a clearing, has the stage before it look again."""
+    first, second = ranked(), ranked(2)
+    second.tell(first.nudge)
+    first.extend([21, 22])
+    for emptied in (lambda: second.take(9, 0.0, 0.0), second.clear):
+        second.extend([22])
+        said: list[bool] = []
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(first.take, 1, 0.0, DEADLINE, gate=second.has_room, waits=said.append)
+            wait_for(said.copy, "it waits")
+            assert said == [True]
+            assert not taken.done()
+            emptied()
+            assert len(taken.result(DEADLINE / 2) or ()) == 1
+
+
+def test_who_waits_for_room_takes_what_is_more_urgent() -> None:
+    """It is woken by that alone: more of what it may not take is no reason to look."""
+    channel, blocked = ranked(), threading.Semaphore(0)
+    channel.put(21)
     with ThreadPoolExecutor(1) as pool:
-        put = pool.submit(channel.put, 3, beaten.set)
-        assert beaten.wait(DEADLINE)
-        assert not put.done()
-        assert channel.take(1, 0.0, 0.0) == [1]
-        put.result(DEADLINE)
-    assert channel.take(9, 0.0, 0.0) == [2, 3]
+        taken = pool.submit(
+            channel.take, 9, 0.0, DEADLINE, gate=lambda rank: rank == 0, waits=lambda _blocked: blocked.release()
+        )
+        assert blocked.acquire(timeout=DEADLINE)
+        channel.put(22)
+        assert not blocked.acquire(timeout=0.05)
+        channel.put(1)
+        assert taken.result(DEADLINE / 2) == [1]
 
 
-def test_a_writer_beats_though_readers_keep_waking_it() -> None:
-    """A heavy item may wait until many light ones are gone: its thread is not taken for dead."""
-    channel: Channel[int] = Channel("c", 10, lambda item: item)
-    channel.extend([1] * 8)
-    beats = threading.Semaphore(0)
+def test_amid_a_batch_what_is_more_urgent_can_be_taken() -> None:
+    """And only that; then its end is waited for, and the room behind."""
+    channel, is_open = ranked(), threading.Event()
+    channel.extend([11, 21])
+    assert channel.urgent(9, 1, lambda _rank: True) == []
+    assert channel.urgent(9, 2, lambda _rank: False) == []
+    assert channel.urgent(9, 2, lambda _rank: True) == [11]
     with ThreadPoolExecutor(1) as pool:
-        put = pool.submit(channel.put, 10, beats.release)
-        assert beats.acquire(timeout=DEADLINE)
-        for _ in range(7):
-            assert channel.take(1, 0.0, 0.0)
-            assert beats.acquire(timeout=DEADLINE)
-            assert not put.done()
-        assert channel.take(1, 0.0, 0.0) == [1]
-        put.result(DEADLINE)
+
+        def make_room() -> None:
+            is_open.set()
+            channel.nudge()
+
+        wakers: list[Callable[[], None]] = [lambda: channel.put(1), make_room]
+        for woken in wakers:
+            waits = pool.submit(channel.wait, 2, lambda rank: rank == 0 or is_open.is_set(), DEADLINE)
+            wait_for(lambda: bool(channel._wishes), "it waits")
+            channel.put(22)
+            assert not waits.done()
+            woken()
+            waits.result(DEADLINE / 2)
+            channel.urgent(9, 2, lambda _rank: True)
 
 
-def test_a_heavy_item_gets_in_while_light_ones_keep_coming() -> None:
-    """Who waits for room gets it in turn: nobody is overtaken for ever."""
-    channel: Channel[int] = Channel("c", 100, lambda item: item)
-    over = threading.Event()
-
-    def lightly() -> None:
-        with suppress(Stopped):
-            while not over.is_set():
-                channel.extend([5] * 50)
-
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(lightly)
-        wait_for(lambda: len(channel) == 20, "it is full")
-        pool.submit(channel.put, 60)
-        try:
-            wait_for(lambda: 60 in (channel.take(10, 0.0, DEADLINE) or ()), "the heavy one comes")
-        finally:
-            over.set()
-            channel.close()
-
-
-def test_who_is_refused_leaves_the_line() -> None:
-    """Those behind it are refused too, and nobody waits for ever."""
-    channel: Channel[int] = Channel("c", 1)
+def test_nobody_lingers_for_nothing() -> None:
+    """Where no more can come, what is there is taken at once."""
+    channel: Channel[int] = Channel("c", None)
     channel.put(1)
-    with ThreadPoolExecutor(3) as pool:
-        puts = [pool.submit(channel.put, number) for number in (2, 3, 4)]
-        wait_for(lambda: len(channel._line) == 3, "all wait")
-        channel.close()
-        assert all(isinstance(put.exception(DEADLINE), Stopped) for put in puts)
-    assert not channel._line
-
-
-def test_one_item_always_fits() -> None:
-    """An item that is heavier than the channel passes when the channel is empty."""
-    channel: Channel[int] = Channel("c", 3, lambda item: item)
-    channel.put(100)
-    assert channel.take(1, 0.0, 0.0) == [100]
+    assert channel.take(9, DEADLINE, DEADLINE, more=lambda: False) == [1]
 
 
 def test_a_reader_lingers_for_a_full_batch() -> None:
@@ -120,18 +152,12 @@ def test_a_closed_channel_gives_what_it_holds_and_then_ends() -> None:
 
 
 def test_closing_wakes_those_who_wait() -> None:
-    """A blocked writer is refused, and a blocked reader ends."""
-    full: Channel[int] = Channel("full", 1)
-    full.put(1)
+    """A reader that waits ends."""
     empty: Channel[int] = Channel("empty", 1)
-    with ThreadPoolExecutor(2) as pool:
-        put = pool.submit(full.put, 2)
+    with ThreadPoolExecutor(1) as pool:
         take = pool.submit(empty.take, 1, 0.0, DEADLINE)
-        full.close()
         empty.close()
-        assert isinstance(put.exception(DEADLINE), Stopped)
         assert take.result(DEADLINE) is None
-    assert len(full) == 1
 
 
 def test_clear_makes_room() -> None:
@@ -141,39 +167,3 @@ def test_clear_makes_room() -> None:
     assert (channel.clear(), len(channel)) == ([1], 0)
     channel.put(2)
     assert channel.take(1, 0.0, 0.0) == [2]
-
-
-def test_many_items_go_in_as_room_comes() -> None:
-    """A list fills what room there is, in its order, and waits for the rest; each part can be taken meanwhile."""
-    channel: Channel[int] = Channel("c", 5, lambda item: item)
-    beats = threading.Semaphore(0)
-    with ThreadPoolExecutor(1) as pool:
-        put = pool.submit(channel.extend, [2, 3, 9, 1, 1], beats.release)
-        assert beats.acquire(timeout=DEADLINE)
-        assert (len(channel), channel.take(5, 0.0, 0.0)) == (2, [2, 3])
-        # It is heavier than the channel, so it is there alone.
-        assert channel.take(5, 0.0, DEADLINE) == [9]
-        put.result(DEADLINE)
-    assert channel.take(5, 0.0, 0.0) == [1, 1]
-    assert channel.take(5, 0.0, 0.0) == []
-
-
-def test_an_offer_says_how_far_it_came() -> None:
-    """A writer may decide between two parts of a list whether it goes on."""
-    channel: Channel[str] = Channel("c", 2)
-    assert channel.offer("abcd", 0) == 2
-    assert channel.take(9, 0.0, 0.0) == ["a", "b"]
-    assert channel.offer("abcd", 2) == 4
-    assert channel.take(9, 0.0, 0.0) == ["c", "d"]
-
-
-def test_a_list_that_waits_is_refused_when_the_channel_closes() -> None:
-    """What was in by then is taken, and nothing comes behind it."""
-    channel: Channel[int] = Channel("c", 2)
-    beaten = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        put = pool.submit(channel.extend, [1, 2, 3], beaten.set)
-        assert beaten.wait(DEADLINE)
-        channel.close()
-        assert isinstance(put.exception(DEADLINE), Stopped)
-    assert (channel.take(9, 0.0, 0.0), channel.take(9, 0.0, 0.0)) == ([1, 2], None)

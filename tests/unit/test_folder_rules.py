@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from ingestd.model import DeadLetter, Op, Seen, Verdict
-from ingestd.sources._agenda import Agenda, Settling
+from ingestd.sources._agenda import GRACE, Agenda, Settling
 from ingestd.sources._globs import Globs
 from ingestd.sources._guard import DeleteGuard
 from ingestd.sources._ids import document_id, path_of
@@ -181,7 +181,7 @@ def test_a_fresh_file_settles_by_keeping_still() -> None:
 def test_a_closed_file_settles_after_its_grace() -> None:
     """Until a change shows that somebody has it open again."""
     settling = Settling(2)
-    assert settling.rests_at("a", found(1, 100), closed=True, wall=100, now=10) == pytest.approx(10.1)
+    assert settling.rests_at("a", found(1, 100), closed=True, wall=100, now=10) == pytest.approx(10 + GRACE)
     assert settling.rests_at("a", found(1, 100), closed=False, wall=100.1, now=10.1) <= 10.1
     assert settling.rests_at("a", found(2, 100.1), closed=False, wall=100.1, now=10.1) == pytest.approx(12.1)
 

@@ -13,7 +13,7 @@ from tests.fakes import COLLECTION, upsert
 from ingestd.engine.channel import Channel
 from ingestd.engine.lanes import Lanes
 from ingestd.errors import Stopped
-from ingestd.model import DocumentKey
+from ingestd.model import DocumentKey, Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,11 @@ def submit(lanes: Lanes, *events: Event) -> None:
     """Submit events."""
     for event in events:
         lanes.submit(event, on_accept=nothing, beat=nothing)
+
+
+def back(key: str, text: str, number: int) -> Event:
+    """Return an event that was parked."""
+    return replace(upsert(key, text, number), priority=Priority.RETRY)
 
 
 def taken(out: Channel[Event]) -> list[Event]:
@@ -208,7 +213,7 @@ def resume(lanes: Lanes, event: Event, *, current: bool = True) -> bool:
 def test_a_parked_event_comes_back_to_a_free_lane_only() -> None:
     """While something else of its document is under way, or it was settled meanwhile, it stays parked."""
     lanes, out = make()
-    live, parked = upsert("a", "x", 2), upsert("a", "x", 1)
+    live, parked = upsert("a", "x", 2), back("a", "x", 1)
     submit(lanes, live)
     assert not resume(lanes, parked)
     assert taken(out) == [live]
@@ -221,14 +226,14 @@ def test_a_parked_event_comes_back_to_a_free_lane_only() -> None:
 def test_a_parked_event_does_not_wait_for_a_breaker() -> None:
     """The retry queue serves many pipelines: one that is paused, full or stopped must not hold it up."""
     closed, _ = make(is_open=lambda: False)
-    assert not closed.resume(upsert("a", "x", 1), is_current=lambda: True, on_accept=nothing, patience=DEADLINE)
+    assert not closed.resume(back("a", "x", 1), is_current=lambda: True, on_accept=nothing, patience=DEADLINE)
     full, _ = make(events=1)
     submit(full, upsert("b", "x", 1))
-    assert resume(full, upsert("c", "x", 1))  # what is beside the budget, for such
-    assert not resume(full, upsert("a", "x", 1))
+    assert resume(full, back("c", "x", 1))  # what is beside the budget, for such
+    assert not resume(full, back("a", "x", 1))
     full.stop()
     with pytest.raises(Stopped):
-        resume(full, upsert("a", "x", 1))
+        resume(full, back("a", "x", 1))
 
 
 def test_a_lane_that_is_held_begins_nothing() -> None:
@@ -242,14 +247,14 @@ def test_a_lane_that_is_held_begins_nothing() -> None:
     assert lanes.hold(keys) == frozenset()
     submit(lanes, upsert("b", "1", 2), upsert("b", "2", 3), upsert("d", "1", 4))
     assert [event.position for event in taken(out)] == ["topic/0@4"]
-    assert not resume(lanes, upsert("c", "1", 5))
+    assert not resume(lanes, back("c", "1", 5))
     lanes.let_go(keys[1:])
     (begun,) = taken(out)
     assert begun.position == "topic/0@2"
     assert lanes.busy(keys) == frozenset(keys[:2])
     lanes.release([begun])
     assert [event.position for event in taken(out)] == ["topic/0@3"]
-    assert resume(lanes, upsert("c", "1", 5))
+    assert resume(lanes, back("c", "1", 5))
 
 
 def test_a_held_lane_counts_as_no_event() -> None:
@@ -271,7 +276,7 @@ def test_a_backlog_keeps_no_parked_event_away() -> None:
     """A source takes every place as soon as it is free; what comes back has some beside, and gives them back."""
     lanes, out = make(events=16)
     live = [upsert(f"l{number}", "x", number) for number in range(16)]
-    parked = [upsert(f"p{number}", "x", number) for number in range(3)]
+    parked = [back(f"p{number}", "x", number) for number in range(3)]
     submit(lanes, *live)
     assert lanes.offer([upsert("more", "x", 1)], on_accept=lambda _room: None) == 0
     assert [resume(lanes, event) for event in parked] == [True, True, False]
@@ -288,9 +293,36 @@ def test_what_is_beside_the_budget_is_small() -> None:
     """A large event comes back alone: memory stays bounded."""
     lanes, _ = make(events=1000, size=8000)
     submit(lanes, upsert("live", "x" * 8000, 1))
-    assert resume(lanes, upsert("large", "x" * 5000, 1))
-    assert not resume(lanes, upsert("small", "x", 1))
-    lanes.release([upsert("large", "x" * 5000, 1)])
-    assert resume(lanes, upsert("half", "x" * 600, 1))
-    assert not resume(lanes, upsert("other", "x" * 600, 1))
-    assert resume(lanes, upsert("third", "x" * 300, 1))
+    assert resume(lanes, back("large", "x" * 5000, 1))
+    assert not resume(lanes, back("small", "x", 1))
+    lanes.release([back("large", "x" * 5000, 1)])
+    assert resume(lanes, back("half", "x" * 600, 1))
+    assert not resume(lanes, back("other", "x" * 600, 1))
+    assert resume(lanes, back("third", "x" * 300, 1))
+
+
+def test_a_backfill_keeps_no_live_event_away() -> None:
+    """What is live has places beside the budget, and gives them back; a backfill has none of them."""
+    lanes, out = make(events=16)
+    old = [replace(upsert(f"o{number}", "x", number), priority=Priority.BACKFILL) for number in range(20)]
+    live = [upsert(f"l{number}", "x", number) for number in range(4)]
+    assert lanes.offer(old, on_accept=lambda _room: None) == 16
+    assert lanes.offer(old[16:], on_accept=lambda _room: None) == 0
+    assert lanes.offer(live, on_accept=lambda _room: None) == 2
+    assert lanes.offer(live[2:], on_accept=lambda _room: None) == 0
+    assert taken(out) == [*old[:16], *live[:2]]
+    lanes.release(live[:1])
+    assert lanes.offer(old[16:], on_accept=lambda _room: None) == 0
+    assert lanes.offer(live[2:], on_accept=lambda _room: None) == 1
+    lanes.release(old[:16])
+    assert lanes.offer(live[3:], on_accept=lambda _room: None) == 1
+    assert lanes.events == 3
+
+
+def test_what_is_live_alone_keeps_to_the_budget() -> None:
+    """What is beside it is for the time when others fill it."""
+    lanes, _ = make(events=16)
+    live = [upsert(f"l{number}", "x", number) for number in range(20)]
+    assert lanes.offer(live, on_accept=lambda _room: None) == 16
+    assert lanes.offer(live[16:], on_accept=lambda _room: None) == 0
+    assert resume(lanes, back("p", "x", 1))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.fakes import upsert
+from tests.fixtures.daemon import wait_for
 
 from ingestd.engine import stage
 from ingestd.engine.channel import Channel
@@ -28,14 +28,14 @@ class Halves:
     """Passes even numbers on, and settles odd ones; what ``wait`` returns for each comes first."""
 
     def __init__(self, wait: Callable[[int], object] = lambda _number: None) -> None:
-        self._wait = wait
+        self.wait = wait
 
     def process(self, batch: Sequence[int], flush: Callable[[], None] = always) -> Iterator[int | Outcome]:
-        """Yield a result for each number; before 4 it says that it will take long."""
+        """Yield a result for each number; before those that end in 4 it says that it will take long."""
         for number in batch:
-            if number == 4:
+            if number % 10 == 4:
                 flush()
-            self._wait(number)
+            self.wait(number)
             yield number if number % 2 == 0 else Outcome(upsert(str(number), "text", 1), Verdict.UNCHANGED)
 
 
@@ -43,13 +43,14 @@ class Bench:
     """A stage, and what it handed over: lists, as they came."""
 
     def __init__(self, work: Halves) -> None:
-        self.inbound: Channel[int] = Channel("in", None)
+        self.work = work
+        self.inbound: Channel[int] = Channel("in", None, rank=lambda number: number // 100)
         self.passed: list[list[int]] = []
         self.settled: list[list[str]] = []
         self.errors: list[BaseException] = []
         self.came = threading.Semaphore(0)
-        self.waits = False
-        """Whether there is no room for a while."""
+        self.room = {0, 1, 2}
+        """The ranks that there is room for behind it."""
         self.pulse = Pulse(SystemClock())
         self.thread = StageThread(
             "c/stage",
@@ -57,14 +58,13 @@ class Bench:
             self.inbound,
             Appetite(100),
             pass_on=self._pass_on,
+            gate=lambda rank: rank in self.room,
             settle=lambda outcomes: self.settled.append([outcome.event.key.document_id for outcome in outcomes]),
             pulse=self.pulse,
             fail=lambda _name, error: self.errors.append(error),
         )
 
-    def _pass_on(self, items: Sequence[int], beat: Callable[[], None]) -> None:
-        if self.waits:
-            beat()
+    def _pass_on(self, items: Sequence[int]) -> None:
         self.passed.append(list(items))
         self.came.release()
 
@@ -72,6 +72,11 @@ class Bench:
         """Begin with a batch of numbers; no more will come."""
         self.inbound.extend(numbers)
         self.inbound.close()
+        self.thread.start()
+
+    def run_open(self, numbers: Sequence[int]) -> None:
+        """Begin with a batch of numbers; more may come."""
+        self.inbound.extend(numbers)
         self.thread.start()
 
 
@@ -120,19 +125,69 @@ def test_what_is_known_counts_though_the_stage_ends(monkeypatch: pytest.MonkeyPa
     assert bench.errors == ([] if isinstance(error, Stopped) else [error])
 
 
-def test_who_waited_for_room_is_allowed_its_own_silence_again() -> None:
-    """Waiting is said beat by beat; what comes after it may take as long as the stage may."""
+def test_what_is_more_urgent_goes_between_two_steps() -> None:
+    """Live documents wait for one step of a backfill, not for its end, and nothing of it is done twice or lost."""
+    bench = Bench(Halves(lambda number: bench.inbound.extend([2, 104]) if number == 202 else None))
+    bench.run_open([202, 204, 206])
+    assert bench.came.acquire(timeout=DEADLINE)
+    bench.inbound.close()
+    assert bench.thread.join(DEADLINE)
+    assert (bench.passed, bench.errors) == ([[202], [2], [104], [204, 206]], [])
+
+
+def test_a_step_waits_for_room_behind_it_and_what_is_more_urgent_does_not() -> None:
+    """Whoever waited is allowed its own silence again, and said meanwhile that it lives."""
     said: list[str] = []
-
-    def slowly(number: int) -> None:
-        if number == 2:
-            time.sleep(2 * stage.HOLD)
-
-    bench = Bench(Halves(slowly))
-    bench.waits = True
+    bench = Bench(Halves())
     bench.pulse.busy = lambda *_said: said.append("busy")  # type: ignore[method-assign]
     bench.pulse.beat = lambda *_said: said.append("beat")  # type: ignore[method-assign]
-    bench.run([0, 2, 6])
+
+    def leave_no_room(number: int) -> None:
+        if number == 202:
+            bench.room.discard(2)
+
+    bench.work.wait = leave_no_room
+    bench.run_open([202, 204])
+    assert bench.came.acquire(timeout=DEADLINE)
+    said.clear()
+    wait_for(lambda: "beat" in said, "it waits")
+    bench.inbound.put(2)
+    assert bench.came.acquire(timeout=DEADLINE)
+    assert bench.passed == [[202], [2]]
+    wait_for(lambda: bench.thread.meter.spent().blocked > 0, "it says that it waits for room")
+    bench.room.add(2)
+    bench.inbound.nudge()
+    assert bench.came.acquire(timeout=DEADLINE)
+    bench.inbound.close()
     assert bench.thread.join(DEADLINE)
-    assert bench.passed == [[0, 2], [6]]
-    assert said[-5:] == ["beat", "busy", "beat", "busy", "beat"]
+    assert (bench.passed, bench.errors) == ([[202], [2], [204]], [])
+    assert "busy" in said[said.index("beat") :]
+
+
+def test_what_there_is_no_room_for_is_not_begun() -> None:
+    """It stays where it is, and what there is room for passes it."""
+    bench = Bench(Halves())
+    bench.room = {1}
+    bench.run_open([202, 2, 102])
+    assert bench.came.acquire(timeout=DEADLINE)
+    bench.room = {0, 2}
+    bench.inbound.nudge()
+    bench.inbound.close()
+    assert bench.thread.join(DEADLINE)
+    assert bench.passed == [[102], [2], [202]]
+
+
+def test_an_error_amid_what_is_more_urgent_ends_the_stage_once() -> None:
+    """What was done before it counts."""
+
+    def fail(number: int) -> None:
+        if number == 202:
+            bench.inbound.put(2)
+        if number == 2:
+            raise FatalError("the state is gone")
+
+    bench = Bench(Halves(fail))
+    bench.run_open([201, 202, 204])
+    assert bench.thread.join(DEADLINE)
+    assert (bench.passed, bench.settled) == ([[202]], [["201"]])
+    assert [str(error) for error in bench.errors] == ["the state is gone"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.fakes import ManualClock
+from tests.fixtures.daemon import wait_for
 
 from ingestd.engine.channel import Channel
 from ingestd.engine.pulse import Pulse
@@ -110,12 +111,7 @@ class _Slow:
 def test_a_stage_says_what_it_does() -> None:
     """Idle, at work, and waiting for room: each while it lasts, and none of the others."""
     inbound: Channel[int] = Channel("in", None)
-    work, entered, room = _Slow(), threading.Event(), threading.Event()
-
-    def pass_on(items: Sequence[int], beat: Callable[[], None]) -> None:
-        del items, beat
-        entered.set()
-        assert room.wait(20)
+    work, room = _Slow(), threading.Event()
 
     def fail(name: str, error: BaseException) -> None:
         raise AssertionError(name) from error
@@ -125,7 +121,8 @@ def test_a_stage_says_what_it_does() -> None:
         work,
         inbound,
         Appetite(10),
-        pass_on=pass_on,
+        pass_on=lambda _items: None,
+        gate=lambda _rank: room.is_set(),
         settle=lambda _outcomes: None,
         pulse=Pulse(ManualClock()),
         fail=fail,
@@ -133,12 +130,13 @@ def test_a_stage_says_what_it_does() -> None:
     thread.start()
     assert _grows(thread.meter) == Spent()
     inbound.put(1)
+    wait_for(lambda: _grows(thread.meter).blocked > 0, "it waits for room")
+    assert _grows(thread.meter).busy == 0
+    room.set()
+    inbound.nudge()
     assert work.begun.wait(20)
     assert _grows(thread.meter).busy > 0 == _grows(thread.meter).blocked
     work.go.set()
-    assert entered.wait(20)
-    assert _grows(thread.meter).blocked > 0 == _grows(thread.meter).busy
-    room.set()
     inbound.close()
     assert thread.join(20)
     assert _grows(thread.meter) == Spent()

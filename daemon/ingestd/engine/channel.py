@@ -1,6 +1,10 @@
-"""A bounded queue between two stages, which hands out whole batches.
+"""A queue between two stages, which hands out whole batches, the most urgent first.
 
-Back-pressure is a full channel: ``put`` blocks, and so its caller's own inbound channel fills, up to the sources.
+Back-pressure is a full channel: a stage takes no more of a rank than goes on, and so its own inbound channel fills, up
+to the sources. Writing never blocks. A thread that waited for room with backfill in its hands would stand before live
+events, and those before the whole backfill; so a stage looks for room before it takes something (``Gate``), and what it
+makes of one batch is the most that a channel is ever over its capacity.
+
 ``queue.Queue`` was turned down: it cannot be closed, it counts items where memory is bytes or chunks, and a reader
 who wants a batch takes its lock once an item.
 """
@@ -10,42 +14,71 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ingestd.errors import Stopped
+from ingestd.model import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
+Gate: TypeAlias = "Callable[[int], bool]"
+"""Says whether what is of this rank may be taken: whether there is room for what becomes of it."""
+
+RANKS = len(Priority)
+
+
+def always_open(_rank: int) -> bool:
+    """Let everything through."""
+    return True
+
+
+class Batch(list[T]):
+    """Items of one rank."""
+
+    rank: int = 0
+
+
+class _Wish(NamedTuple):
+    """What a reader waits for."""
+
+    weight: int
+    """To be woken for every item would cost more than the item."""
+    below: int
+    """Of more urgent ranks than this: what is less urgent is there already, and may not be taken."""
+
 
 class Channel(Generic[T]):
-    """A closable first-in-first-out queue, bounded by weight.
+    """A closable queue, first in first out within each rank, with a capacity by weight.
 
     Args:
         name: For metrics.
-        capacity: The most weight that waits here; one item always fits. None: unbounded, where the items that
-            exist are bounded elsewhere.
+        capacity: The weight from which on there is no room, for each rank. None: there is always room, where the items
+            that exist are bounded elsewhere.
         weigh: An item's weight; None: 1.
+        rank: An item's rank, from 0, the most urgent, to ``RANKS`` - 1; None: all are equal.
     """
 
-    def __init__(self, name: str, capacity: int | None, weigh: Callable[[T], int] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        capacity: int | None,
+        weigh: Callable[[T], int] | None = None,
+        rank: Callable[[T], int] | None = None,
+    ) -> None:
         self._name = name
         self._capacity = capacity
         self._weigh = weigh
-        self._items: deque[T] = deque()
-        self._weight = 0
+        self._rank = rank
+        self._items: tuple[deque[T], ...] = tuple(deque() for _ in range(1 if rank is None else RANKS))
+        self._weights = [0] * len(self._items)
         self._closed = False
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._filled = threading.Condition(self._lock)
-        self._line: deque[object] = deque()
-        """Writers that wait for room, in the order in which they came: what is heavy is not overtaken for ever."""
-        self._waiting: dict[int, int] = {}
-        """The weight that each waiting reader waits for: to be woken for every item would cost more than the item."""
-        self._wanted = 0
-        """The least of them; 0: nobody waits."""
+        self._filled = threading.Condition()
+        self._wishes: dict[int, _Wish] = {}
+        """By thread."""
+        self._on_room: list[Callable[[], None]] = []
 
     @property
     def name(self) -> str:
@@ -54,170 +87,190 @@ class Channel(Generic[T]):
 
     def __len__(self) -> int:
         """Return the number of items that wait."""
-        return len(self._items)
+        return sum(map(len, self._items))
 
-    def put(self, item: T, beat: Callable[[], None] | None = None) -> None:
-        """Add an item, when there is room.
+    def has_room(self, rank: int = 0) -> bool:
+        """Return whether there is room for more of a rank."""
+        return self._capacity is None or self._weights[rank] < self._capacity
 
-        Args:
-            item: The item.
-            beat: Called again and again while there is none: a full channel is back-pressure, not a dead thread.
+    def tell(self, on_room: Callable[[], None]) -> None:
+        """Have a function called whenever there is room again."""
+        self._on_room.append(on_room)
+
+    def put(self, item: T) -> None:
+        """Add an item. Never blocks.
 
         Raises:
             Stopped: The channel was closed; the item was not added.
         """
-        self.offer((item,), 0, beat)
+        self.extend((item,))
 
-    def extend(self, items: Sequence[T], beat: Callable[[], None] | None = None) -> None:
-        """Add items in their order, each when there is room.
-
-        Args:
-            items: The items.
-            beat: As for ``put``.
+    def extend(self, items: Sequence[T]) -> None:
+        """Add items, in their order. Never blocks.
 
         Raises:
-            Stopped: The channel was closed. Where there was room for all they were all added, or none.
+            Stopped: The channel was closed; none was added.
         """
-        done = 0
-        while done < len(items):
-            done = self.offer(items, done, beat)
-
-    def offer(self, items: Sequence[T], done: int, beat: Callable[[], None] | None = None) -> int:
-        """Add as many items as there is room for, under one lock; where there is for none, wait until there is for one.
-
-        Who comes later waits behind who waits already.
-
-        Args:
-            items: The items, in their order.
-            done: How many of them are in already; not all.
-            beat: As for ``put``.
-
-        Returns:
-            How many are in now.
-
-        Raises:
-            Stopped: The channel was closed; no further one was added.
-        """
-        with self._lock:
+        if not items:
+            return
+        rank_of, weigh = self._rank, self._weigh
+        with self._filled:
             if self._closed:
                 raise Stopped(self._name)
-            fit = done if self._line else self._fit(items, done)
-            if fit == done:
-                fit = self._wait_for_room(items, done, beat)
-            self._items.extend(items if fit - done == len(items) else items[done:fit])
-            self._wake()
-            return fit
+            if rank_of is None:
+                self._items[0].extend(items)
+                self._weights[0] += len(items) if weigh is None else sum(map(weigh, items))
+                most = 0
+            else:
+                most = RANKS
+                for item in items:
+                    rank = rank_of(item)
+                    self._items[rank].append(item)
+                    self._weights[rank] += 1 if weigh is None else weigh(item)
+                    most = min(most, rank)
+            for wish in self._wishes.values():
+                if most < wish.below and (wish.weight == 1 or max(self._weights[: wish.below]) >= wish.weight):
+                    self._filled.notify_all()
+                    break
 
-    def take(self, limit: int, linger: float, patience: float) -> list[T] | None:
-        """Return the next items: as many as the limit takes, waiting a little for more to come.
+    def take(
+        self,
+        limit: int,
+        linger: float,
+        patience: float,
+        *,
+        gate: Gate = always_open,
+        more: Callable[[], bool] = lambda: True,
+        waits: Callable[[bool], None] = lambda _blocked: None,
+    ) -> Batch[T] | None:
+        """Return the next items of the most urgent rank that may be taken: as many as the limit takes.
 
         Args:
             limit: The most weight to take; the first item is taken whatever it weighs.
             linger: Seconds to wait for more when there is something, but less than the limit.
-            patience: Seconds to wait for the first item.
+            patience: Seconds to wait for something.
+            gate: Says which ranks may be taken. What lets one through again has to call ``nudge``.
+            more: Asked before lingering whether more can be expected.
+            waits: Called before each wait: whether something is there that may not be taken.
 
         Returns:
-            A batch; an empty one when nothing came in time; None when the channel is closed and empty.
+            The items; none after the patience; None when the channel is closed and empty.
         """
-        with self._lock:
-            if not self._wait(1, patience):
-                return None if self._closed else []
-            # Whatever else is put meanwhile wakes nobody before the batch is full.
-            while linger and self._weight < limit and not self._closed and self._wait(limit, linger):
-                pass
-            return self._remove(limit) if self._items else None if self._closed else []
+        deadline = time.monotonic() + patience
+        with self._filled:
+            while (rank := self._next(gate, RANKS)) is None:
+                blocked = self._first()
+                if self._closed and blocked is None:
+                    return None
+                waits(blocked is not None)
+                if not self._wait(_Wish(1, RANKS if blocked is None else blocked), deadline):
+                    return Batch()
+            if linger and self._weights[rank] < limit and not self._closed and more():
+                deadline = time.monotonic() + linger
+                waits(False)
+                # Whatever else is put meanwhile wakes nobody before the batch is full.
+                while self._weights[rank] < limit and not self._closed and self._wait(_Wish(limit, rank + 1), deadline):
+                    pass
+                lingered = self._next(gate, rank + 1)
+                if lingered is None:  # another reader has it
+                    return Batch()
+                rank = lingered
+            was_full = not self.has_room(rank)
+            batch = self._remove(rank, limit)
+            has_room = was_full and self.has_room(rank)
+        if has_room:
+            self._tell()
+        return batch
+
+    def urgent(self, limit: int, below: int, gate: Gate) -> Batch[T]:
+        """Return what is more urgent than a rank and may be taken now; none if there is nothing. Never waits."""
+        if not any(self._items[:below]):
+            return Batch()
+        with self._filled:
+            rank = self._next(gate, below)
+            if rank is None:
+                return Batch()
+            was_full = not self.has_room(rank)
+            batch = self._remove(rank, limit)
+            has_room = was_full and self.has_room(rank)
+        if has_room:
+            self._tell()
+        return batch
+
+    def wait(self, rank: int, gate: Gate, seconds: float) -> None:
+        """Wait until a rank is let through, or something may be taken that is more urgent."""
+        with self._filled:
+            if self._next(gate, rank) is None and not gate(rank):
+                self._wait(_Wish(1, rank), time.monotonic() + seconds)
+
+    def nudge(self) -> None:
+        """Have readers ask their gates again."""
+        with self._filled:
+            if self._wishes:
+                self._filled.notify_all()
 
     def clear(self) -> list[T]:
         """Take out all that waits."""
-        with self._lock:
-            items = list(self._items)
-            self._items.clear()
-            self._weight = 0
-            self._room.notify_all()
-            return items
+        with self._filled:
+            items = [item for queue in self._items for item in queue]
+            for rank, queue in enumerate(self._items):
+                queue.clear()
+                self._weights[rank] = 0
+        self._tell()
+        return items
 
     def close(self) -> None:
         """Let readers take what is there and then end; writers are refused from now on."""
-        with self._lock:
+        with self._filled:
             self._closed = True
-            self._room.notify_all()
             self._filled.notify_all()
 
-    def _wait_for_room(self, items: Sequence[T], done: int, beat: Callable[[], None] | None) -> int:
-        me = object()
-        self._line.append(me)
-        try:
-            while True:
-                self._room.wait(1.0)
-                if beat is not None:
-                    beat()
-                if self._closed:
-                    raise Stopped(self._name)
-                if self._line[0] is me and (fit := self._fit(items, done)) > done:
-                    return fit
-        finally:
-            self._line.remove(me)
-            self._room.notify_all()
+    def _next(self, gate: Gate, below: int) -> int | None:
+        """Return the most urgent rank that has something, and may be taken."""
+        for rank, queue in enumerate(self._items[:below]):
+            if queue and gate(rank):
+                return rank
+        return None
 
-    def _wait(self, weight: int, seconds: float) -> bool:
-        """Wait until so much is there; return whether it came to be, in time and before the channel was closed."""
-        deadline = time.monotonic() + seconds
+    def _first(self) -> int | None:
+        """Return the most urgent rank that has something."""
+        return next((rank for rank, queue in enumerate(self._items) if queue), None)
+
+    def _wait(self, wish: _Wish, deadline: float) -> bool:
+        """Wait until something happens; return False when it is too late for that."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
         me = threading.get_ident()
-        self._waiting[me] = weight
-        self._wanted = min(self._waiting.values())
+        self._wishes[me] = wish
         try:
-            while not self._has(weight):
-                remaining = deadline - time.monotonic()
-                if self._closed or remaining <= 0:
-                    return False
-                self._filled.wait(remaining)
-            return True
+            return self._filled.wait(remaining)
         finally:
-            del self._waiting[me]
-            self._wanted = min(self._waiting.values(), default=0)
+            del self._wishes[me]
 
-    def _has(self, weight: int) -> bool:
-        # The first item counts whatever it weighs.
-        return self._weight >= weight or (weight == 1 and bool(self._items))
+    def _tell(self) -> None:
+        for on_room in self._on_room:
+            on_room()
 
-    def _wake(self) -> None:
-        if self._wanted and (self._weight >= self._wanted or self._wanted == 1):
-            self._filled.notify_all()
-
-    def _fit(self, items: Sequence[T], done: int) -> int:
-        """Return up to which item there is room, and count their weight; one always fits into an empty channel."""
-        fit, weight = done, self._weight
-        if self._weigh is None:
-            room = len(items) if self._capacity is None else max(self._capacity - weight, 0 if self._items else 1)
-            fit = min(len(items), done + room)
-            weight += fit - done
-        else:
-            while fit < len(items):
-                heavier = weight + self._weigh(items[fit])
-                if self._capacity is not None and heavier > self._capacity and (self._items or fit > done):
-                    break
-                fit, weight = fit + 1, heavier
-        self._weight = weight
-        return fit
-
-    def _remove(self, limit: int) -> list[T]:
-        if self._weigh is None and len(self._items) <= limit:
-            batch, taken = list(self._items), len(self._items)
-            self._items.clear()
-        else:
-            batch, taken = self._first(limit)
-        self._weight -= taken
-        self._room.notify_all()
-        return batch
-
-    def _first(self, limit: int) -> tuple[list[T], int]:
-        """Take out as many items as weigh no more than the limit, or the first one, and return their weight too."""
-        batch: list[T] = []
+    def _remove(self, rank: int, limit: int) -> Batch[T]:
+        """Take out as many items as weigh no more than the limit, or the first one."""
+        queue, weigh = self._items[rank], self._weigh
+        batch: Batch[T] = Batch()
+        batch.rank = rank
+        if weigh is None:
+            if len(queue) <= limit:
+                batch.extend(queue)
+                queue.clear()
+            else:
+                batch.extend(queue.popleft() for _ in range(limit))
+            self._weights[rank] -= len(batch)
+            return batch
         taken = 0
-        while self._items:
-            weight = 1 if self._weigh is None else self._weigh(self._items[0])
+        while queue:
+            weight = weigh(queue[0])
             if batch and taken + weight > limit:
                 break
-            batch.append(self._items.popleft())
+            batch.append(queue.popleft())
             taken += weight
-        return batch, taken
+        self._weights[rank] -= taken
+        return batch

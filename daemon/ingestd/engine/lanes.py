@@ -2,9 +2,9 @@
 
 A lane is keyed by (collection, document) and shared by live events, retries and replays, so whatever comes in for a
 document waits for what is being done to it. Lanes also hold the budget of their pipeline, in events and in bytes:
-a source that hands in more waits, and so does its broker or its folder. Parked events that come back have an eighth
-of it beside, for themselves: a source with a backlog takes every place as soon as it is free, and retries would wait
-until the backlog ends.
+a source that hands in more waits, and so does its broker or its folder. Live events, and parked ones that come back,
+have an eighth of it each beside, for themselves: a source with a backlog takes every place as soon as it is free, and
+they would wait until the backlog ends.
 
 The first channel of the pipeline is unbounded: its items are bounded here, and settle, which releases lanes, must
 never wait for a stage.
@@ -17,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ingestd.errors import Stopped
+from ingestd.model import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 RESERVE = 8
-"""One part in so many of the budget is beside it, for what comes back from the retry queue."""
+"""One part in so many of the budget is beside it for what is live, and one for what comes back from the retry queue."""
 
 
 class Lanes:
@@ -54,8 +55,9 @@ class Lanes:
         self._waiting: dict[DocumentKey, deque[Event]] = {}
         self._events = 0
         self._bytes = 0
-        self._returned: dict[DocumentKey, int] = {}
-        """The sizes of active events that came back, by lane."""
+        self._events_of = [0] * len(Priority)
+        """The same by priority."""
+        self._bytes_of = [0] * len(Priority)
         self._stopped = False
         self._changed = threading.Condition()
 
@@ -98,7 +100,7 @@ class Lanes:
         """Accept events from the first on, as long as there is room, and return how many. Never waits for room.
 
         Args:
-            events: In their order.
+            events: In their order, of one priority.
             on_accept: Called with how many it will be, before anything is done to them.
 
         Raises:
@@ -136,12 +138,11 @@ class Lanes:
         """
         with self._changed:
             if self._is_open():
-                self._changed.wait_for(lambda: self._stopped or self._may_return(event), patience)
+                self._changed.wait_for(lambda: self._stopped or self._has_room(event), patience)
             if self._stopped:
                 raise Stopped("intake")
-            if event.key in self._waiting or not self._may_return(event) or not is_current():
+            if event.key in self._waiting or not self._has_room(event) or not is_current():
                 return False
-            self._returned[event.key] = event.size
             self._enter(event, on_accept)
             return True
 
@@ -150,9 +151,7 @@ class Lanes:
         with self._changed:
             begun = []
             for event in events:
-                self._events -= 1
-                self._bytes -= event.size
-                self._returned.pop(event.key, None)  # what came back was the active one
+                self._leave(event)
                 lane = self._waiting[event.key]
                 if lane and not self._stopped:
                     begun.append(lane.popleft())
@@ -228,6 +227,8 @@ class Lanes:
         """Put an event into its lane; return whether it is the active one."""
         self._events += 1
         self._bytes += event.size
+        self._events_of[event.priority] += 1
+        self._bytes_of[event.priority] += event.size
         lane = self._waiting.get(event.key)
         if lane is not None:
             lane.append(event)
@@ -237,31 +238,47 @@ class Lanes:
 
     def _drop(self, lane: deque[Event], *active: Event) -> None:
         for event in (*active, *lane):
-            self._events -= 1
-            self._bytes -= event.size
+            self._leave(event)
         lane.clear()
+
+    def _leave(self, event: Event) -> None:
+        self._events -= 1
+        self._bytes -= event.size
+        self._events_of[event.priority] -= 1
+        self._bytes_of[event.priority] -= event.size
 
     def _room_for(self, events: Sequence[Event]) -> int:
         """Return how many of these events, from the first on, there is room for."""
         if not events or not self._has_room(events[0]):
             return 0
-        room, size = 1, self._bytes + events[0].size
-        for event in events[1 : self._max_events - self._events]:
+        priority = events[0].priority
+        count, size, most, most_bytes = self._events, self._bytes, self._max_events, self._max_bytes
+        if not self._fits(events[0]):
+            count, size, most, most_bytes = (
+                self._events_of[priority],
+                self._bytes_of[priority],
+                most // RESERVE,
+                most_bytes // RESERVE,
+            )
+        room = 1
+        size += events[0].size
+        for event in events[1 : max(1, most - count)]:
             size += event.size
-            if size > self._max_bytes:
+            if size > most_bytes:
                 break
             room += 1
         return room
 
-    def _may_return(self, event: Event) -> bool:
-        """Return whether there is room for a parked event: in the budget, or in what is beside it for them."""
-        if not self._is_open():
-            return False
-        share = len(self._returned) < max(1, self._max_events // RESERVE)
-        fits = not self._returned or sum(self._returned.values()) + event.size <= self._max_bytes // RESERVE
-        return (share and fits) or self._has_room(event)
-
     def _has_room(self, event: Event) -> bool:
+        """Return whether there is room for an event: in the budget, or in what is beside it for its like."""
         if not self._is_open():
             return False
+        if self._fits(event):
+            return True
+        if event.priority is Priority.BACKFILL:
+            return False
+        events, size = self._events_of[event.priority], self._bytes_of[event.priority]
+        return not events or (events < self._max_events // RESERVE and size + event.size <= self._max_bytes // RESERVE)
+
+    def _fits(self, event: Event) -> bool:
         return not self._events or (self._events < self._max_events and self._bytes + event.size <= self._max_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from ingestd.engine.channel import Channel
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-PassOn: TypeAlias = "Callable[[Sequence[Out], Callable[[], None]], None]"
+PassOn: TypeAlias = "Callable[[Sequence[Out]], None]"
 Reading: TypeAlias = "Work[Recalled, Recalled | Extracted]"
 
 RECALLED = 500
@@ -121,20 +122,42 @@ class Pipeline:
         self._giving_up = threading.Event()
         self._dropped = 0
         self._lock = threading.Lock()
-        recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS)
+        recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS, rank=_rank)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
-        difficult: Channel[Recalled] = Channel("extract_long", None)
-        extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _weight)
+        difficult: Channel[Recalled] = Channel("extract_long", None, rank=_rank)
+        extracted: Channel[Extracted] = Channel("chunk", WAITING_TEXT, _weight, _rank)
         # Two windows for each, so that none waits for the cutting; of small ones four, as far as that is not many.
         waiting = max(2 * window * devices, min(4 * window, MOST_CHUNKS))
-        chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)))
-        embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows)
+        chunked: Channel[Chunked] = Channel("embed", waiting, lambda item: max(1, len(item.new)), _rank)
+        embedded: Channel[Embedded | Abandoned] = Channel("write", 4 * WRITE_BATCH, _rows, _rank)
 
         def stage(
-            step: str, work: Work[In, Out], inbound: Channel[In], appetite: Appetite, pass_on: PassOn[Out]
+            step: str,
+            work: Work[In, Out],
+            inbound: Channel[In],
+            appetite: Appetite,
+            pass_on: PassOn[Out],
+            *targets: Channel[Any],
         ) -> StageThread[In, Out]:
-            name = f"{collection}/{step}"
-            return StageThread(name, work, inbound, appetite, pass_on=pass_on, settle=settle, pulse=pulse, fail=fail)
+            """Return a stage that takes what there is room for in all channels that it may lead to."""
+
+            def gate(rank: int) -> bool:
+                return all(target.has_room(rank) for target in targets)
+
+            for target in targets:
+                target.tell(inbound.nudge)
+            return StageThread(
+                f"{collection}/{step}",
+                work,
+                inbound,
+                # Where all that is under way waits here already, nothing more is waited for.
+                replace(appetite, more=lambda: lanes.events > len(inbound)),
+                pass_on=pass_on,
+                gate=gate,
+                settle=settle,
+                pulse=pulse,
+                fail=fail,
+            )
 
         to_extract, to_extract_long = self._forward(recalled), self._forward(difficult)
         to_chunk, to_embed = self._forward(extracted), self._forward(chunked)
@@ -142,24 +165,35 @@ class Pipeline:
         def read_by(to_read: PassOn[Recalled]) -> PassOn[Recalled | Extracted]:
             """Return what passes on what is to be read, and what was."""
 
-            def pass_on(items: Sequence[Recalled | Extracted], beat: Callable[[], None]) -> None:
+            def pass_on(items: Sequence[Recalled | Extracted]) -> None:
                 texts = [item for item in items if isinstance(item, Extracted)]
                 if texts:
-                    to_chunk(texts, beat)
+                    to_chunk(texts)
                 if len(texts) < len(items):
-                    to_read([item for item in items if isinstance(item, Recalled)], beat)
+                    to_read([item for item in items if isinstance(item, Recalled)])
 
             return pass_on
 
         def reading(step: str, work: Reading, inbound: Channel[Recalled]) -> Sequence[_Joinable]:
             appetite = Appetite(1, silence=silence["extract"])
             pass_on = read_by(to_extract_long)
-            return [stage(f"{step}-{number}", work, inbound, appetite, pass_on) for number in range(1, readers + 1)]
+            return [
+                stage(f"{step}-{number}", work, inbound, appetite, pass_on, extracted)
+                for number in range(1, readers + 1)
+            ]
 
-        recalling = stage("recall", recall, events, Appetite(RECALLED, LINGER, silence["recall"]), read_by(to_extract))
-        chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed)
+        recalling = stage(
+            "recall",
+            recall,
+            events,
+            Appetite(RECALLED, LINGER, silence["recall"]),
+            read_by(to_extract),
+            recalled,
+            extracted,
+        )
+        chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed, chunked)
         embedding = [
-            stage(step, embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend)
+            stage(step, embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend, embedded)
             for step in (["embed"] if devices == 1 else [f"embed-{number}" for number in range(1, devices + 1)])
         ]
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)
@@ -208,13 +242,13 @@ class Pipeline:
     def _forward(self, channel: Channel[Carrier]) -> PassOn[Carrier]:
         """Return what passes on to a channel, unless the pipeline gives up what is not begun."""
 
-        def pass_on(items: Sequence[Carrier], beat: Callable[[], None]) -> None:
-            done = 0
-            while done < len(items) and not self._giving_up.is_set():
-                done = channel.offer(items, done, beat)
-                if self._giving_up.is_set():  # it had to wait for room, and that came from clearing the channel
-                    self._drop(channel.clear())
-            self._drop(items[done:])
+        def pass_on(items: Sequence[Carrier]) -> None:
+            if self._giving_up.is_set():
+                self._drop(items)
+                return
+            channel.extend(items)
+            if self._giving_up.is_set():  # it came after the channel was cleared
+                self._drop(channel.clear())
 
         return pass_on
 
@@ -239,9 +273,13 @@ class Pipeline:
         return ended
 
 
-def _nothing_more(items: Sequence[object], _beat: Callable[[], None]) -> None:
+def _nothing_more(items: Sequence[object]) -> None:
     """Take what the last stage passes on: nothing; its outcomes go to settle."""
     raise AssertionError(items)
+
+
+def _rank(item: _Carrier) -> int:
+    return item.event.priority
 
 
 def _weight(item: Extracted) -> int:

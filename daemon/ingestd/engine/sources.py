@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from ingestd.errors import FatalError, Stopped, Superseded, UnavailableError
-from ingestd.model import Event, Op, Verdict
+from ingestd.model import Event, Op, Priority, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -295,7 +295,9 @@ class RetryQueue:
             if event.key != parked.key:
                 self._name(parked, event)
                 continue
-            event = replace(event, attempt=parked.attempt, first_failed_at=parked.first_failed_at)
+            event = replace(
+                event, attempt=parked.attempt, first_failed_at=parked.first_failed_at, priority=Priority.RETRY
+            )
             self._lanes[parked.key.collection].resume(
                 event,
                 is_current=partial(self._claim, parked),

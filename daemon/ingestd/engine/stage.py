@@ -1,5 +1,8 @@
 """The loop that every stage runs in: take a batch, process it, pass on what comes out.
 
+A batch is of one rank, and is only taken where there is room for what becomes of it. What takes long stops between its
+steps (``flush``) for what is more urgent, and for room.
+
 A stage never raises over a document: a failure is an Outcome that flows to settle. What a stage does raise is not
 about a document, and it ends the process: nothing limps on.
 """
@@ -12,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ingestd.engine.channel import always_open
 from ingestd.engine.workload import Meter, State
 from ingestd.errors import Stopped
 from ingestd.model import Outcome
@@ -19,7 +23,7 @@ from ingestd.model import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ingestd.engine.channel import Channel
+    from ingestd.engine.channel import Batch, Channel, Gate
     from ingestd.engine.pulse import Pulse
 
 In = TypeVar("In")
@@ -44,6 +48,7 @@ class Work(Protocol[In_contra, Out_co]):
         Args:
             batch: The items.
             flush: To be called before what takes long and follows on results: they are handed over, and do not wait.
+                What is more urgent goes first, so ``process`` may be called again from within, for other documents.
         """
         ...
 
@@ -58,6 +63,8 @@ class Appetite:
     """Seconds to wait for a batch to fill."""
     silence: float = 60.0
     """Seconds that a batch may take before its first result and between results: the timeouts of its calls."""
+    more: Callable[[], bool] = lambda: True
+    """Asked whether there is anything that is worth waiting for."""
 
 
 class StageThread(Generic[In, Out]):
@@ -68,7 +75,8 @@ class StageThread(Generic[In, Out]):
         work: What it does.
         inbound: Where its items come from.
         appetite: How much it takes at a time.
-        pass_on: Takes what the next stage takes, in its order, and something to call while it waits for room.
+        pass_on: Takes what the next stage takes, in its order.
+        gate: Says for which ranks there is room for that.
         settle: Takes outcomes, in their order.
         pulse: Takes its heartbeats.
         fail: Called with the exception that ended the stage.
@@ -81,7 +89,8 @@ class StageThread(Generic[In, Out]):
         inbound: Channel[In],
         appetite: Appetite,
         *,
-        pass_on: Callable[[Sequence[Out], Callable[[], None]], None],
+        pass_on: Callable[[Sequence[Out]], None],
+        gate: Gate = always_open,
         settle: Callable[[Sequence[Outcome]], None],
         pulse: Pulse,
         fail: Callable[[str, BaseException], None],
@@ -91,6 +100,7 @@ class StageThread(Generic[In, Out]):
         self._inbound = inbound
         self._appetite = appetite
         self._pass_on = pass_on
+        self._gate = gate
         self._settle = settle
         self._pulse = pulse
         self._fail = fail
@@ -121,41 +131,71 @@ class StageThread(Generic[In, Out]):
     def _loop(self) -> None:
         while True:
             self._beat()
-            batch = self._inbound.take(self._appetite.limit, self._appetite.linger, PATIENCE)
+            batch = self._inbound.take(
+                self._appetite.limit,
+                self._appetite.linger,
+                PATIENCE,
+                gate=self._gate,
+                more=self._appetite.more,
+                waits=self._wait,
+            )
             if batch is None:
                 return
-            if not batch:
-                continue
-            self._begin()
-            self.meter.enter(State.BUSY)
-            self._work_on(batch)
-            self.meter.enter(State.IDLE)
+            if batch:
+                self._begin()
+                self.meter.enter(State.BUSY)
+                self._work_on(batch)
+                self.meter.enter(State.IDLE)
 
-    def _work_on(self, batch: Sequence[In]) -> None:
+    def _work_on(self, batch: Batch[In]) -> None:
         results: list[Out | Outcome] = []
         since = self._said
 
-        def flush() -> None:
+        def hand_over() -> None:
             nonlocal results, since
             if results:
                 held, results = results, []
                 self._hand_over(held)
-                self._begin()  # whoever waited for room was allowed less silence meanwhile
             since = time.monotonic()
+
+        def flush() -> None:
+            hand_over()
+            self._give_way(batch.rank)
 
         try:
             for result in self._work.process(batch, flush):
                 results.append(result)
                 now = time.monotonic()
                 if now - since > HOLD:
-                    flush()
+                    hand_over()
                 if now - self._said > SAYING:
                     self._begin()
         except BaseException:
             with suppress(Stopped):  # what ends the stage is what is told
-                flush()  # an outcome that is known counts, whatever comes after it
+                hand_over()  # an outcome that is known counts, whatever comes after it
             raise
-        flush()
+        hand_over()
+
+    def _give_way(self, rank: int) -> None:
+        """Work on what is more urgent, and wait until there is room for more of this rank."""
+        gave_way = False
+        while True:
+            batch = self._inbound.urgent(self._appetite.limit, rank, self._gate)
+            if batch:
+                self._work_on(batch)
+            elif self._gate(rank):
+                break
+            else:
+                self._wait(blocked=True)
+                self._beat()
+                self._inbound.wait(rank, self._gate, PATIENCE)
+            self.meter.enter(State.BUSY)
+            gave_way = True
+        if gave_way:
+            self._begin()  # whoever waited was allowed less silence meanwhile
+
+    def _wait(self, blocked: bool) -> None:  # noqa: FBT001 - Channel calls it so
+        self.meter.enter(State.BLOCKED if blocked else State.IDLE)
 
     def _hand_over(self, results: Sequence[Out | Outcome]) -> None:
         outcomes: list[Outcome] = []
@@ -168,9 +208,7 @@ class StageThread(Generic[In, Out]):
         if outcomes:
             self._settle(outcomes)
         if others:
-            self.meter.enter(State.BLOCKED)  # for as long as nothing, where there is room
-            self._pass_on(others, self._beat)
-            self.meter.enter(State.BUSY)
+            self._pass_on(others)
 
     def _beat(self) -> None:
         self._pulse.beat(self.name)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from ingestd.sources._tree import Found
 
-GRACE = 0.1
-"""Seconds that a file that was closed has to be at rest: far more than the granularity of a file system's time stamps
-(a kernel tick, at most 10 ms), so that a write after the look cannot leave the same signature behind."""
+GRACE = 0.03
+"""Seconds that a file that was closed has to be at rest: more than the granularity of a file system's time stamps (a
+kernel tick, at most 10 ms), so that a write after the look cannot leave the same signature behind."""
 
 
 class Agenda:

@@ -88,6 +88,13 @@ class Lookout:
             log.warning("file events were lost, the folder is scanned instead", source=self._name)
         return hinted
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for a hint; return False where none can come, at once."""
+        if self._watcher is None:
+            return False
+        self._watcher.wait(seconds)
+        return True
+
     def stop(self) -> None:
         """End the watch."""
         if self._watcher is not None:

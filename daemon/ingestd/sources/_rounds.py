@@ -1,6 +1,7 @@
 """A folder source's rounds: scans, looks at single files, and what follows from them.
 
-Owns all that the source knows (``View``), what it has yet to look at, and which deletions it is sure of. Only the
+Owns all that the source knows (``View``), what it has yet to look at, and which deletions it is sure of. What the watch
+hints at is live and goes first; what a scan finds is backfill, and goes as far as the pipeline has room. Only the
 source's thread calls ``load``, ``scan`` and ``turn``; the deques take notes from other threads, and the attributes
 without an underscore are snapshots that any thread may read.
 """
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingestd.errors import Stopped, UnavailableError
-from ingestd.model import DocumentKey, Event, Op, Verdict
+from ingestd.errors import UnavailableError
+from ingestd.model import DocumentKey, Event, Op, Priority, Verdict
 from ingestd.sources._agenda import Agenda, Settling
 from ingestd.sources._ids import document_id, escape, path_of
 from ingestd.sources._moves import Moves, Shelves
@@ -37,6 +38,8 @@ CONFIRM = 1.0
 """Seconds between the two looks that a deletion takes."""
 STARTING_SCANS = 2
 """What was confirmed while no daemon ran counts for the first scans, and no later ones."""
+CROWDED = 0.02
+"""Seconds between two turns while the pipeline is full."""
 BATCH = 256
 """The most looks in one turn: hints and outcomes are taken in between."""
 
@@ -74,6 +77,8 @@ class Rounds:
         self.moves = Moves(name, collection, tree, scope, shelves)
         self._view = View()
         self._agenda = Agenda()
+        self._backlog = Agenda()
+        """What scans found."""
         self._settling = Settling(settle_seconds)
         self._closed: set[str] = set()
         self._absent: dict[str, float] = {}
@@ -81,6 +86,8 @@ class Rounds:
         self._leaving: deque[str] = deque()
         self._to_judge = False
         self._confirmed_before: frozenset[str] = frozenset()
+        self._crowded = False
+        """Whether there was no room for something at the last turn."""
         # Notes from other threads.
         self.notices: deque[Notice | Trial] = deque()
         """In one order: an outcome that came after its trial undoes what that says."""
@@ -166,7 +173,8 @@ class Rounds:
     def busy(self) -> bool:
         """Whether anything is left to do, held deletes aside."""
         notes = self.notices or self.asked or self.confirmed
-        return bool(notes or self._agenda or self._leaving or self._to_judge or self._view.flights or self.moves.busy)
+        looks = self._agenda or self._backlog
+        return bool(notes or looks or self._leaving or self._to_judge or self._view.flights or self.moves.busy)
 
     def unfinished(self, documents: Iterable[str]) -> frozenset[str]:
         """Return those of these documents that need something yet, held deletes aside. Safe to call from any thread."""
@@ -178,14 +186,19 @@ class Rounds:
             if document in noted
             or document in flights
             or document in self._agenda
+            or document in self._backlog
             or (document in absent and document not in held)
         )
 
     def next_due(self) -> float | None:
         """Return when a turn has something to do, as far as it is known now."""
+        now = self._clock.monotonic()
+        if self._crowded:
+            return now + CROWDED
         if self._leaving or self._to_judge:
-            return self._clock.monotonic()
-        return min((at for at in (self._agenda.next(), self.moves.next()) if at is not None), default=None)
+            return now
+        dues = (self._agenda.next(), self._backlog.next(), self.moves.next())
+        return min((at for at in dues if at is not None), default=None)
 
     def scan(self, intake: Intake, *, hinted: bool) -> bool:
         """List all files, and put down those that need a look.
@@ -239,17 +252,27 @@ class Rounds:
         self._take_notes(now)
         if hinted is not None:
             self._take_hints(hinted.paths.items(), now)
-        for document in self._agenda.due(now, BATCH):
-            self._look(intake, document)
+        self._crowded = not (self._work_off(intake, self._agenda, now) and self._work_off(intake, self._backlog, now))
         self._judge()
         for _ in range(min(BATCH, len(self._leaving))):
-            self._part_with(intake, self._leaving.popleft())
+            document = self._leaving.popleft()
+            if not self._part_with(intake, document):
+                self._leaving.appendleft(document)
+                self._crowded = True
+                break
         for document in self.moves.turn(self._view, lambda: self._answered(intake)):
             self._agenda.put(document, now)
         self.reading_since = None
 
     def event(
-        self, document: str, path: bytes | None, found: Found | None, attempt: int = 1, since: float | None = None
+        self,
+        document: str,
+        path: bytes | None,
+        found: Found | None,
+        attempt: int = 1,
+        since: float | None = None,
+        *,
+        priority: Priority = Priority.LIVE,
     ) -> Event:
         """Return the event of a document: of its file as found, or of its deletion. Safe to call from any thread."""
         key = DocumentKey(self._collection, document)
@@ -266,6 +289,7 @@ class Rounds:
             signature=found.signature,
             attempt=attempt,
             first_failed_at=since,
+            priority=priority,
         )
 
     # What a scan finds.
@@ -288,7 +312,7 @@ class Rounds:
         else:
             needs_look = file.signature != signature or file.parted
         if needs_look or document in self._absent:
-            self._agenda.put(document, now)
+            self._backlog.put(document, now)
         elif file.verdict is not None:
             self.moves.put(document, file)
             same[Verdict.DEAD_LETTERED if file.verdict is Verdict.DEAD_LETTERED else Verdict.UNCHANGED] += 1
@@ -335,22 +359,31 @@ class Rounds:
 
     # Looking at one file.
 
-    def _look(self, intake: Intake, document: str) -> None:
+    def _work_off(self, intake: Intake, agenda: Agenda, now: float) -> bool:
+        """Look at what is due; return whether the pipeline took all that came of it."""
+        for document in agenda.due(now, BATCH):
+            if not self._look(intake, document, agenda):
+                agenda.put(document, now)
+                return False
+        return True
+
+    def _look(self, intake: Intake, document: str, agenda: Agenda) -> bool:
+        """Look at a file; return False where there is no room for what comes of it."""
         path = path_of(self._name, document)
         self.reading_since = self._clock.monotonic()
         try:
             found = None if path is None else self._tree.look(path)
         except (OSError, RootGoneError) as error:  # neither there nor gone: the next scan says where the fault lies
             log.debug("a file could not be looked at", source=self._name, document_id=document, error=str(error))
-            return
+            return True
         finally:
             self.reading_since = None
-        if path is None or found is None:
-            self._miss(document, hinted=True)
-        else:
-            self._consider(intake, document, path, found)
+        if path is not None and found is not None:
+            return self._consider(intake, document, path, found, agenda)
+        self._miss(document, hinted=True)
+        return True
 
-    def _consider(self, intake: Intake, document: str, path: bytes, found: Found) -> None:
+    def _consider(self, intake: Intake, document: str, path: bytes, found: Found, agenda: Agenda) -> bool:
         file = self._view.files.get(document)
         if file is None:
             file = self._view.files[document] = File(mark=self.scans)
@@ -358,26 +391,32 @@ class Rounds:
         flight = self._view.flights.get(document)
         if flight is not None:
             flight.dirty = flight.dirty or flight.op is Op.DELETE or flight.signature != found.signature
-            return
+            return True
         if file.signature == found.signature and not file.parted:
             self._rest(document)
-            return
+            return True
         now, closed = self._clock.monotonic(), document in self._closed
         at = self._settling.rests_at(document, found, closed=closed, wall=self._clock.time(), now=now)
         if at > now:
-            self._agenda.put(document, at)
-            return
+            agenda.put(document, at)
+            return True
+        priority = Priority.BACKFILL if agenda is self._backlog else Priority.LIVE
+        if not self._hand_in(intake, self.event(document, path, found, priority=priority)):
+            return False
         self._rest(document)
-        self._hand_in(intake, self.event(document, path, found))
+        return True
 
-    def _hand_in(self, intake: Intake, event: Event) -> None:
+    def _hand_in(self, intake: Intake, event: Event) -> bool:
+        """Hand in an event, if there is room. To wait for it would keep what comes meanwhile from being seen."""
         document = event.key.document_id
         self._view.flights[document] = Flight(event.op, event.signature)
+        taken = False
         try:
-            intake.submit(event)
-        except Stopped:
-            del self._view.flights[document]
-            raise
+            taken = bool(intake.offer([event]))
+        finally:
+            if not taken:
+                del self._view.flights[document]
+        return taken
 
     def _rest(self, document: str) -> None:
         self._settling.forget(document)
@@ -446,17 +485,18 @@ class Rounds:
             self._absent.pop(document, None)
             self._leaving.append(document)
 
-    def _part_with(self, intake: Intake, document: str) -> None:
-        """Hand in a delete, unless the file has come back while it waited."""
+    def _part_with(self, intake: Intake, document: str) -> bool:
+        """Hand in a delete, unless the file has come back while it waited; return False where there is no room."""
         path = path_of(self._name, document)
         try:
             found = None if path is None else self._tree.look(path)
         except (OSError, RootGoneError) as error:
             log.warning("a delete waits, the file cannot be looked at", document_id=document, error=str(error))
-            return
+            return True
         file = self._view.files.get(document)
         if path is not None and found is not None:
-            self._consider(intake, document, path, found)
-        elif file is not None and not file.parted and document not in self._view.flights:
-            file.parted = True
-            self._hand_in(intake, self.event(document, path, None))
+            return self._consider(intake, document, path, found, self._agenda)
+        if file is None or file.parted or document in self._view.flights:
+            return True
+        file.parted = self._hand_in(intake, self.event(document, path, None))
+        return file.parted

@@ -34,7 +34,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers.api import BaseObserver, EventDispatcher
-from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify import InotifyFullEmitter
 from watchdog.observers.inotify_c import InotifyFD
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ class Hints:
         self._rescan = False
         self._overflows = 0
         self._overflowed = False
+        self._noted = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something is noted that was not taken yet."""
+        self._noted.wait(seconds)
 
     def path(self, path: bytes, *, closed: bool | None) -> None:
         """Note a path at which something happened; ``closed`` None leaves what was known of that."""
@@ -107,22 +112,26 @@ class Hints:
                 self._paths[path] = bool(closed)
             else:
                 self._overflow()
+            self._noted.set()
 
     def directory(self) -> None:
         """Note that something happened to a directory."""
         with self._lock:
             self._rescan = True
+            self._noted.set()
 
     def overflow(self) -> None:
         """Note that hints were lost."""
         with self._lock:
             self._overflow()
+            self._noted.set()
 
     def take(self) -> Hinted:
         """Return what was noted, and begin anew."""
         with self._lock:
             hinted = Hinted(self._paths, self._rescan, self._overflows)
             self._paths, self._rescan, self._overflows, self._overflowed = {}, False, 0, False
+            self._noted.clear()
         return hinted
 
     def _overflow(self) -> None:
@@ -183,10 +192,14 @@ class _Reader(InotifyFD):
 
 
 class _Observer(BaseObserver):
-    """watchdog's InotifyObserver, but for the reader."""
+    """watchdog's InotifyObserver, but for the reader.
+
+    It tells of moves as such where only one end is watched: a file that is moved in from outside is whole, and one that
+    is created has yet to be written.
+    """
 
     def __init__(self, reader: _Reader) -> None:
-        super().__init__(InotifyEmitter, inotify_fd=reader)
+        super().__init__(InotifyFullEmitter, inotify_fd=reader)
         self._reader = reader
 
     def on_thread_stop(self) -> None:
@@ -239,6 +252,10 @@ class Watcher:
     def take(self) -> Hinted:
         """Return what was hinted at since the last call."""
         return self._hints.take()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is something to take."""
+        self._hints.wait(seconds)
 
     def fault(self) -> str | None:
         """Return why the watch has to be made anew, or None."""

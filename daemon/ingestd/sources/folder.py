@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+HINT = 0.005
+"""Seconds between two turns when there are hints."""
 TICK = 0.2
 """Seconds between two turns when nothing is going on."""
 PROMPT = 0.02
@@ -433,7 +435,11 @@ class FolderSource:
             self._hinted, self._scan_at = False, ended + self._config.rescan_seconds
             self._scan_not_before = ended + max(1.0, DUTY * (ended - now))
         self._rounds.turn(intake, hinted)
-        intake.wait(self._pause(min(TICK, max(0.0, self._scan_at - self._clock.monotonic()))))
+        pause = self._pause(min(TICK, max(0.0, self._scan_at - self._clock.monotonic())))
+        # Hints come one by one while a file is being written: nobody looks at it for each.
+        intake.wait(min(pause, HINT))
+        if pause > HINT:
+            intake.wait(0.0 if self._lookout.wait(pause - HINT) else pause - HINT)
 
     def _run_once(self, intake: Intake) -> None:
         """Scan, settle, scan again: what is absent both times is deleted, what changed meanwhile is settled again."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ingestd.errors import ConfigError, DocumentError, UnavailableError
-from ingestd.model import Check, Event, Failure, Parked, Stage, Verdict, Version
+from ingestd.model import Check, Event, Failure, Parked, Priority, Stage, Verdict, Version
 from ingestd.sources._kafka import health
 from ingestd.sources._kafka.events import event_of, record_of
 from ingestd.sources._kafka.security import SaslConfig, TlsConfig  # noqa: TC001 - pydantic reads the annotations
@@ -91,6 +91,9 @@ class Config(BaseModel):
     grace_seconds: float = Field(60.0, gt=0, description="How long having no partition is no fault.")
     tls: TlsConfig | None = Field(None, description="TLS to the brokers.")
     sasl: SaslConfig | None = Field(None, description="Credentials for the brokers.")
+    backfill: bool = Field(
+        False, description="Whether its documents give way to live ones, and to those tried again, of other sources."
+    )
     dead_letter_topic: TopicName | None = Field(
         None, description="A topic that dead letters go to, in place of the state."
     )
@@ -190,6 +193,7 @@ class KafkaSource:
         self.name = name
         self.collection = config.collection
         self._config = config
+        self._priority = Priority.BACKFILL if config.backfill else Priority.LIVE
         self._clock = scope.clock
         self._shared = scope.shared
         self._fingerprint = scope.fingerprint(Verdict.DEAD_LETTERED)
@@ -334,6 +338,7 @@ class KafkaSource:
             domain=tenure.domain,
             lease=tenure,
             id_from=self._config.id_from,
+            priority=self._priority,
         )
 
     def _check_registry(self) -> Sequence[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ingestd.model import EXPLICIT, DocumentKey, Event, Failure, Op, Record, Stage, Version
+from ingestd.model import EXPLICIT, DocumentKey, Event, Failure, Op, Priority, Record, Stage, Version
 from ingestd.sources._kafka.letters import replayed
 from ingestd.sources._values.decoded import UnreadableError
 
@@ -42,6 +42,7 @@ def event_of(
     failure: Failure | None = None,
     id_from: str = "auto",
     again: bool = False,
+    priority: Priority = Priority.LIVE,
 ) -> Event:
     """Return the event that a record stands for; one that cannot be read is an event with a fault.
 
@@ -57,6 +58,7 @@ def event_of(
         failure: Why no further try is made.
         id_from: The source's rule for ids.
         again: Whether an operator has it tried again.
+        priority: What it goes before, and behind what.
 
     Raises:
         UnavailableError: It cannot be read now: a schema registry does not answer.
@@ -80,6 +82,7 @@ def event_of(
             lease=lease,
             record=record,
             fault=Failure(Stage.SOURCE, type(error).__name__, str(error)),
+            priority=priority,
         )
     return Event(
         DocumentKey(collection, decoded.document_id),
@@ -96,4 +99,5 @@ def event_of(
         fault=failure,
         keyed=bool(record.key) and (id_from != "value" or record.key == decoded.document_id.encode()),
         again=again or first is not None,
+        priority=priority,
     )
