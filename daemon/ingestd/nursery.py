@@ -86,11 +86,12 @@ class Nursery:
         with self._state:
             return None if self._child is None else self._child.pid
 
-    def child(self, name: str) -> Child:
+    def child(self, name: str, nice: int = 0) -> Child:
         """Fork a child.
 
         Args:
             name: What people see in process lists (its first 15 characters) and messages.
+            nice: How far it stands back for others, as in nice(2).
 
         Raises:
             ChildDied: The nursery does not start, or was closed.
@@ -98,10 +99,10 @@ class Nursery:
         """
         with self._lock:
             try:
-                return self._fork(name)
+                return self._fork(name, nice)
             except ChildDied:  # it was ended from outside since the last one
                 self._end()
-                return self._fork(name)
+                return self._fork(name, nice)
 
     def close(self) -> None:
         """End the nursery, and with it all of its children that still are."""
@@ -122,15 +123,15 @@ class Nursery:
             child.kill()
             child.close()
 
-    def _fork(self, name: str) -> Child:
+    def _fork(self, name: str, nice: int) -> Child:
         calls = self._running()
-        return Child(name, lambda theirs: self._forked(calls, name, theirs))
+        return Child(name, lambda theirs: self._forked(calls, name, nice, theirs))
 
-    def _forked(self, calls: socket.socket, name: str, theirs: Ends) -> _Forked:
+    def _forked(self, calls: socket.socket, name: str, nice: int, theirs: Ends) -> _Forked:
         status_read, status_write = os.pipe()
         status = Connection(status_read, writable=False)
         try:
-            socket.send_fds(calls, [json.dumps(["fork", name]).encode()], [*theirs, status_write])
+            socket.send_fds(calls, [json.dumps(["fork", [name, nice]]).encode()], [*theirs, status_write])
             answer = calls.recv(MESSAGE)
         except OSError as error:
             raise ChildDied(f"{self._name} does not answer: {error}") from error
@@ -309,7 +310,7 @@ class _Parent:
                 born.status.send_bytes(str(os.waitstatus_to_exitcode(status)).encode())
             born.close()
 
-    def _fork(self, name: str, descriptors: list[int]) -> _Fork | None:
+    def _fork(self, about: tuple[str, int], descriptors: list[int]) -> _Fork | None:
         read, write, lifeline, status = descriptors
         answer: tuple[int | None, str | None]
         life_read, life_write = os.pipe()
@@ -322,7 +323,7 @@ class _Parent:
         else:
             if not pid:
                 born.close()
-                self._leave(name)
+                self._leave(*about)
                 return _Fork(Ends(read, write, lifeline), life_read)
             self._born[pid] = born
             answer = pid, None
@@ -331,8 +332,8 @@ class _Parent:
         self._calls.send(json.dumps(answer).encode())
         return None
 
-    def _leave(self, name: str) -> None:
-        """Let go, in a child, of all that is the nursery's."""
+    def _leave(self, name: str, nice: int) -> None:
+        """Let go, in a child, of all that is the nursery's, and be what the daemon wants."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._wake_read)
@@ -342,6 +343,11 @@ class _Parent:
         os.setsid()
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as comm:  # noqa: PTH123 - one write
             comm.write(name)
+        if nice:
+            os.nice(nice)
+            # Where each session has a share of its own (sched(7), autogroup), that is what counts.
+            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123 - one write
+                group.write(str(nice))
 
 
 def _begin(begun: _Fork, target: Callable[[Pipe], None]) -> None:

@@ -121,6 +121,8 @@ class Pipeline:
         self.lanes = lanes
         self._giving_up = threading.Event()
         self._dropped = 0
+        self._reading = 0
+        """Documents that are read, or wait for that: they may come at any time, and nobody waits for them."""
         self._lock = threading.Lock()
         recalled: Channel[Recalled] = Channel("extract", WAITING_DOCUMENTS, rank=_rank)
         # Bounded by the lanes' budget: to wait for room here is what nobody should have to.
@@ -138,6 +140,7 @@ class Pipeline:
             appetite: Appetite,
             pass_on: PassOn[Out],
             *targets: Channel[Any],
+            settle: Callable[[Sequence[Outcome]], None] = settle,
         ) -> StageThread[In, Out]:
             """Return a stage that takes what there is room for in all channels that it may lead to."""
 
@@ -151,7 +154,7 @@ class Pipeline:
                 work,
                 inbound,
                 # Where all that is under way waits here already, nothing more is waited for.
-                replace(appetite, more=lambda: lanes.events > len(inbound)),
+                replace(appetite, more=lambda: lanes.events - self._reading > len(inbound)),
                 pass_on=pass_on,
                 gate=gate,
                 settle=settle,
@@ -162,32 +165,24 @@ class Pipeline:
         to_extract, to_extract_long = self._forward(recalled), self._forward(difficult)
         to_chunk, to_embed = self._forward(extracted), self._forward(chunked)
 
-        def read_by(to_read: PassOn[Recalled]) -> PassOn[Recalled | Extracted]:
-            """Return what passes on what is to be read, and what was."""
-
-            def pass_on(items: Sequence[Recalled | Extracted]) -> None:
-                texts = [item for item in items if isinstance(item, Extracted)]
-                if texts:
-                    to_chunk(texts)
-                if len(texts) < len(items):
-                    to_read([item for item in items if isinstance(item, Recalled)])
-
-            return pass_on
-
-        def reading(step: str, work: Reading, inbound: Channel[Recalled]) -> Sequence[_Joinable]:
-            appetite = Appetite(1, silence=silence["extract"])
-            pass_on = read_by(to_extract_long)
-            return [
-                stage(f"{step}-{number}", work, inbound, appetite, pass_on, extracted)
-                for number in range(1, readers + 1)
-            ]
+        was_read, not_read = self._counting(to_chunk, -1), self._counting(settle, -1)
+        read = _read_by(was_read, to_extract_long)
+        reading = Appetite(1, silence=silence["extract"])
+        extracting = [
+            stage(f"extract-{number}", extract, recalled, reading, read, extracted, settle=not_read)
+            for number in range(1, readers + 1)
+        ]
+        extracting_long = [
+            stage(f"extract-long-{number}", extract_long, difficult, reading, read, extracted, settle=not_read)
+            for number in range(1, readers + 1)
+        ]
 
         recalling = stage(
             "recall",
             recall,
             events,
             Appetite(RECALLED, LINGER, silence["recall"]),
-            read_by(to_extract),
+            _read_by(to_chunk, self._counting(to_extract, 1)),
             recalled,
             extracted,
         )
@@ -200,8 +195,8 @@ class Pipeline:
         self._unbegun: tuple[Channel[Any], ...] = (recalled, difficult, extracted, chunked)
         self._steps: list[tuple[_Closable, Sequence[_Joinable]]] = [
             (events, [recalling]),
-            (recalled, reading("extract", extract, recalled)),
-            (difficult, reading("extract-long", extract_long, difficult)),
+            (recalled, extracting),
+            (difficult, extracting_long),
             (extracted, [chunking]),
             (chunked, embedding),
             (embedded, [writing]),
@@ -258,6 +253,16 @@ class Pipeline:
         self.lanes.drop([item.event for item in items])
         self._note_dropped(len(items))
 
+    def _counting(self, pass_on: PassOn[Out], each: int) -> PassOn[Out]:
+        """Return what passes on documents that are to be read, or were, and counts them."""
+
+        def counted(items: Sequence[Out]) -> None:
+            with self._lock:
+                self._reading += each * len(items)
+            pass_on(items)
+
+        return counted
+
     def _note_dropped(self, count: int) -> None:
         with self._lock:
             self._dropped += count
@@ -271,6 +276,21 @@ class Pipeline:
             for thread in threads:
                 ended = thread.join(max(0.0, deadline - time.monotonic())) and ended
         return ended
+
+
+def _read_by(
+    to_chunk: PassOn[Extracted], to_read: PassOn[Recalled]
+) -> Callable[[Sequence[Recalled | Extracted]], None]:
+    """Return what passes on what was read, and what is to be read."""
+
+    def pass_on(items: Sequence[Recalled | Extracted]) -> None:
+        texts = [item for item in items if isinstance(item, Extracted)]
+        if texts:
+            to_chunk(texts)
+        if len(texts) < len(items):
+            to_read([item for item in items if isinstance(item, Recalled)])
+
+    return pass_on
 
 
 def _nothing_more(items: Sequence[object]) -> None:
