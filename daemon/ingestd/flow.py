@@ -56,6 +56,7 @@ from ingestd.parts import (
     schema_of,
     strangers,
     tokenizer_of,
+    turn_of,
     vector_cache,
     window_of,
 )
@@ -504,6 +505,7 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         embed=Embed(
             fields,
             window=window,
+            seconds=turn_of(settings, name),
             patience=patience("embed"),
             cache=ground.cache,
             on_remembered=lambda embedder, texts: ground.metrics.embedding.texts_remembered.labels(

@@ -46,6 +46,8 @@ WINDOW = 512
 """Chunks that go through a model of this machine at a time: many batches, so that their texts are sorted by length."""
 LINGER, API_LINGER = 0.005, 0.05
 """Seconds that an incomplete window waits for more: for a model of this machine, and for one behind an API."""
+TURN = 1.0
+"""Seconds at a model on this machine: about as long as a batch may delay what somebody has just changed."""
 LOOK_SECONDS = 60.0
 """Between two looks whether a new day has begun: a clock may be put right meanwhile."""
 _KEY = re.compile(r"[a-z_]+: ")
@@ -448,6 +450,15 @@ def window_of(settings: Settings, collection: str) -> int:
     wishes: list[int] = [getattr(config, "window", 0) for config in configs]
     # A model on this machine beside one behind an API: its worker may not be silent for as long as that takes.
     return max([WINDOW, *wishes]) if wishes and all(wishes) else WINDOW
+
+
+def turn_of(settings: Settings, collection: str) -> float | None:
+    """Return the seconds that chunks of a collection should be at a model before what is more urgent gets its turn.
+
+    None: as long as it takes. An API answers several requests at once, and wants them full.
+    """
+    configs = (settings.embedders[name].config for name in settings.collections[collection].embedders())
+    return None if any(hasattr(config, "window") for config in configs) else TURN
 
 
 def linger_of(settings: Settings, collection: str) -> float:

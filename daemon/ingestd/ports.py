@@ -419,6 +419,9 @@ class Chunker(Protocol):
 
     Built by ``Config.build(tokenizer: Tokenizer)``; the configuration and ``Config.revision`` (a class variable,
     raised when the same text would be cut elsewhere) make the chunker's part of the processing fingerprint.
+
+    It may have ``exceeds(text: str, chunks: int) -> bool``: whether a text certainly has more chunks than so many,
+    found out for much less than cutting it costs.
     """
 
     def split(self, text: str) -> Sequence[Span]:

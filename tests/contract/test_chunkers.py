@@ -95,6 +95,18 @@ def test_no_text_has_no_chunks(chunker: Chunker, text: str) -> None:
     assert len(chunker.split(text)) == 0
 
 
+@pytest.mark.parametrize("name", ["stable", "sentences"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_text_that_certainly_has_more_chunks_has_more(name: str, kind: str) -> None:
+    """What is refused without being cut would have been refused."""
+    chunker, text = CONFIGS[name]().build(WhitespaceTokenizer()), (TEXTS[kind] + "\n\n") * 50
+    count = len(chunker.split(text))
+    exceeded = [chunks for chunks in range(1, count + 2) if chunker.exceeds(text, chunks)]  # type: ignore[attr-defined]
+    assert all(chunks < count for chunks in exceeded)
+    if kind == "prose":
+        assert len(exceeded) > count / 4
+
+
 @pytest.mark.parametrize("kind", TEXTS)
 def test_the_same_text_has_the_same_chunks(chunker: Chunker, kind: str) -> None:
     """A chunker holds nothing from one text to the next."""

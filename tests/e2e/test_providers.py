@@ -29,6 +29,8 @@ TEXTS = {
     "engine.md": "# Engine\n\nThe turbine blades are inspected after five hundred hours.",
     "oil.txt": "Oil prices fell for the third day in a row.",
 }
+OFTEN = ("openai", "cohere", "gemini", "tei-sparse")
+"""One of each kind of API; the others' own ways are in the contract tests, and here in the long ones."""
 MOST_MEMORY = 220_000_000
 MANY = 300
 """Documents that have flowed before memory is looked at."""
@@ -88,7 +90,9 @@ def found(workplace: Workplace, query: str) -> str:
     return str(answer.json[0]["document_id"])
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in DIALECTS]
+)
 def test_each_provider_from_a_file_to_a_hit(workplace: Workplace, name: str) -> None:
     """Written once, nothing the second time, and found by what it says. The key is in no log and no answer.
 

@@ -29,7 +29,7 @@ def seed() -> int:
     return drawn
 
 
-@pytest.mark.parametrize("broker", ["tansu", "noida"])
+@pytest.mark.parametrize("broker", ["tansu", pytest.param("noida", marks=pytest.mark.long)])
 def test_a_topic_is_worked_off(tmp_path: Path, seed: int, broker: Literal["tansu", "noida"]) -> None:
     """Rows are the fold of the topic, dead letters its bad records, commits its ends; a second run has nothing to do.
 

@@ -126,6 +126,23 @@ def test_too_many_chunks_are_the_documents_fault(stages: Assembly) -> None:
     assert "11 chunks; the most is 10 (limits.max_chunks)" in outcome.failure.message
 
 
+def test_what_certainly_has_too_many_chunks_is_not_cut(stages: Assembly) -> None:
+    """A huge text holds up nobody for as long as cutting it takes."""
+
+    class Knowing:
+        def exceeds(self, text: str, chunks: int) -> bool:
+            return len(text) > chunks
+
+        def split(self, text: str) -> Sequence[Span]:
+            raise AssertionError(text)
+
+    chunk = Chunk(Knowing(), fields=(), validate=lambda _row: None, max_chunks=3)
+    (outcome,) = chunk.process([extracted(stages, upsert("a", "text", 1))])
+    assert isinstance(outcome, Outcome)
+    assert outcome.failure is not None
+    assert "more than 3 chunks" in outcome.failure.message
+
+
 def test_a_row_that_the_collection_would_refuse_is_refused_here(stages: Assembly) -> None:
     """Before anything is embedded; the original is kept, and the other documents of the batch go on."""
     batch = [extracted(stages, upsert("a", "x" * 65_536, 1)), extracted(stages, upsert("b", "fine", 2))]

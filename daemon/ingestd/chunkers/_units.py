@@ -102,6 +102,16 @@ class Units:
         return Span(int(self.starts[first]), int(self.ends[last - 1]))
 
 
+MARGIN = 1.25
+"""How many times more tokens a text may have than its chunks have together: white space between them is in none."""
+
+
+def certainly_more(text: str, tokenizer: Tokenizer, max_tokens: int, chunks: int) -> bool:
+    """Return whether a text has more chunks than so many, wherever it is cut. False says nothing."""
+    most = chunks * max_tokens
+    return len(text) > most and tokenizer.count(text) > MARGIN * most
+
+
 def measure(text: str, tokenizer: Tokenizer, max_tokens: int) -> Units:
     """Take a text apart into units, none of them over the limits as the text's tokens count it."""
     offsets = tokenizer.offsets(text)

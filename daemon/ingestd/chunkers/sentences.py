@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ingestd.chunkers._units import SENTENCE, Units, budget, measure, within_limits
+from ingestd.chunkers._units import SENTENCE, Units, budget, certainly_more, measure, within_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +49,10 @@ class SentencesChunker:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._overlap = overlap
+
+    def exceeds(self, text: str, chunks: int) -> bool:
+        """Return whether the text certainly has more chunks than so many."""
+        return certainly_more(text, self._tokenizer, self._max_tokens, chunks)
 
     def split(self, text: str) -> Sequence[Span]:
         """Return the chunks' places.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ingestd.chunkers._units import Units, budget, measure, within_limits
+from ingestd.chunkers._units import Units, budget, certainly_more, measure, within_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +85,10 @@ class StableChunker:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._min_tokens = min_tokens
+
+    def exceeds(self, text: str, chunks: int) -> bool:
+        """Return whether the text certainly has more chunks than so many."""
+        return certainly_more(text, self._tokenizer, self._max_tokens, chunks)
 
     def split(self, text: str) -> Sequence[Span]:
         """Return the chunks' places.

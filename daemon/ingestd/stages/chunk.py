@@ -42,6 +42,7 @@ class Chunk:
         kept: Callable[[str, Json], Json] = lambda _name, value: value,
     ) -> None:
         self._chunker = chunker
+        self._exceeds: Callable[[str, int], bool] = getattr(chunker, "exceeds", lambda _text, _chunks: False)
         self._fields = sorted(fields)
         self._validate = validate
         self._max_chunks = max_chunks
@@ -80,6 +81,10 @@ class Chunk:
 
     def _rows(self, extracted: Extracted, document: Document) -> list[Row]:
         event, text = extracted.event, document.text
+        if self._exceeds(text, self._max_chunks):
+            raise DocumentError(
+                f"{event.position} has more than {self._max_chunks:,} chunks, which is the most (limits.max_chunks)"
+            )
         spans = self._chunker.split(text)
         if len(spans) > self._max_chunks:
             raise DocumentError(

@@ -8,6 +8,7 @@ a model cannot embed is found by halving, and fails its document alone.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ingestd.ports import Embedder, Patience, VectorCache
 
 PROBE = ("Is anybody there?",)
+LEAST = 64
+"""Rows that go through a model at a time however slow it is: of fewer, less alike in length, more would be padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Embed:
     Args:
         fields: The collection's vector fields.
         window: The most rows that go through the models at a time.
+        seconds: How long they should take there at most: what is more urgent goes first in between. None: it does not
+            matter.
         patience: Holds on to a batch while a model is away.
         cache: Has vectors that were made before; None: all are made.
         on_remembered: Called with an embedder's name and the number of texts that the cache had all vectors of.
@@ -76,12 +81,16 @@ class Embed:
         fields: Sequence[VectorField],
         *,
         window: int,
+        seconds: float | None = None,
         patience: Patience,
         cache: VectorCache | None = None,
         on_remembered: Callable[[str, int], None] = lambda _embedder, _texts: None,
     ) -> None:
         self._fields = fields
         self._window = window
+        self._seconds = seconds
+        self._size = window if seconds is None else min(LEAST, window)
+        """Rows that go through the models at a time."""
         self._patience = patience
         self._cache = cache
         self._on_remembered = on_remembered
@@ -103,15 +112,21 @@ class Embed:
             if not document.chunked.new:
                 yield Embedded(document.chunked, (), first=True, last=True)
         pieces = [_Piece(document, row) for document in documents for row in document.chunked.new]
-        for start in range(0, len(pieces), self._window):
-            run = [piece for piece in pieces[start : start + self._window] if piece.document.outcome is None]
+        done = 0
+        while done < len(pieces):
+            begun, size = done, self._size
+            done = min(begun + size, len(pieces))
+            run = [piece for piece in pieces[begun:done] if piece.document.outcome is None]
             if run:
                 flush()
                 yield from self._embed(run)
 
     def _embed(self, run: Sequence[_Piece]) -> Iterator[Embedded | Abandoned | Outcome]:
         made: _Made = {}
-        for pieces, result in isolate(run, lambda some: self._vectors(some, made)):
+        began = time.monotonic()
+        results = list(isolate(run, lambda some: self._vectors(some, made)))
+        self._pace(len(run), time.monotonic() - began)
+        for pieces, result in results:
             if isinstance(result, Exception):
                 document = pieces[0].document
                 event, content = document.chunked.event, document.chunked.extracted.content
@@ -121,6 +136,12 @@ class Embed:
                 document.done.append(row.with_vectors(vectors))
         for document in {id(piece.document): piece.document for piece in run}.values():
             yield self._window_of(document)
+
+    def _pace(self, rows: int, seconds: float) -> None:
+        """Take note of how long it took."""
+        if self._seconds is not None:
+            fit = int(rows * self._seconds / max(seconds, 1e-6))
+            self._size = min(self._window, max(LEAST, fit))
 
     @staticmethod
     def _window_of(document: _Progress) -> Embedded | Abandoned | Outcome:
