@@ -102,6 +102,8 @@ class Engine:
         self.verdict: Verdict | None = None
         self.stop = threading.Event()
         self.on_wait: Callable[[], None] = lambda: None
+        self.has_room: Callable[[Event], bool] = lambda _event: True
+        """Whether the pipeline takes an event now."""
 
     def submit(self, event: Event) -> None:
         """See ``ports.Intake``."""
@@ -115,7 +117,11 @@ class Engine:
 
     def offer(self, events: Sequence[Event]) -> int:
         """See ``ports.Intake``."""
-        for event in events:
+        if self.stop.is_set():
+            raise Stopped
+        for number, event in enumerate(events):
+            if not self.has_room(event):
+                return number
             self.submit(event)
         return len(events)
 

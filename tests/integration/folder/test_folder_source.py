@@ -7,17 +7,20 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ingestd.errors import DocumentError, UnavailableError
-from ingestd.model import DeadLetter, Failure, Op, Parked, Stage, Verdict
+from ingestd.errors import DocumentError, Stopped, UnavailableError
+from ingestd.model import DeadLetter, Failure, Op, Parked, Priority, Stage, Verdict
 
 if TYPE_CHECKING:
-    from tests.integration.folder.conftest import Rig
+    from tests.integration.folder.conftest import Engine, Rig
 
     from ingestd.ports import Source
+    from ingestd.sources.folder import FolderSource
 
 FAILURE = Failure(Stage.WRITE, "TransientError", "for a test")
 
@@ -71,6 +74,77 @@ def test_a_file_that_is_being_written_is_waited_for(rig: Rig) -> None:
         rig.until(lambda: "log" in rig.texts())
         assert rig.texts()["log"] == "".join(f"{number}\n" for number in range(10))
         assert rig.engine.ops("s/log") == [Op.UPSERT]
+
+
+def test_a_file_that_is_moved_in_is_whole(rig: Rig) -> None:
+    """From outside the folder, too: it is not waited for as for one that somebody writes to."""
+    with rig.running(rescan_seconds=600, settle_seconds=600):
+        draft = rig.root.parent / "draft.txt"
+        draft.write_text("all of it")
+        draft.rename(rig.root / "a.txt")
+        rig.until(lambda: rig.texts() == {"a.txt": "all of it"})
+        rig.write("b.txt", "closed")
+        rig.until(lambda: rig.texts().keys() == {"a.txt", "b.txt"})
+        with (rig.root / "c.txt").open("w") as being_written:
+            being_written.write("half")
+            being_written.flush()
+            rig.write("d.txt", "closed")
+            rig.until(lambda: "d.txt" in rig.texts())
+            assert "c.txt" not in rig.texts()
+
+
+def test_what_the_watch_notices_goes_before_what_a_scan_found(rig: Rig) -> None:
+    """A pipeline that is full of a backfill keeps a live file from nothing; the rest follows as there is room."""
+    old = {rig.write(f"old/{number}.txt", f"{number}", age=9).name for number in range(20)}
+    with rig.running(rescan_seconds=600) as source:
+        rig.until(lambda: len(rig.texts()) == len(old))
+        assert {event.priority for event in rig.engine.events} == {Priority.BACKFILL}
+    for number in range(20):
+        rig.write(f"old/{number}.txt", f"{number} anew", age=9)
+    source = rig.source(rescan_seconds=600)
+    engine = rig.engine
+    engine.has_room = lambda event: event.priority is Priority.LIVE
+    thread = threading.Thread(target=lambda: _until_stopped(source, engine))
+    thread.start()
+    try:
+        rig.until(lambda: source.status().scans == 1)
+        rig.write("new.txt", "now")
+        rig.until(lambda: "new.txt" in rig.texts())
+        assert [event.key.document_id for event in engine.events] == ["s/new.txt"]
+        (rig.root / "old" / "3.txt").write_text("edited")
+        rig.until(lambda: rig.texts()["old/3.txt"] == "edited")
+        assert len(engine.events) == 2
+        engine.has_room = lambda _event: True
+        rig.until(lambda: rig.texts() == rig.tree())
+        assert Counter(event.priority for event in engine.events) == {Priority.LIVE: 2, Priority.BACKFILL: 19}
+    finally:
+        engine.stop.set()
+        thread.join()
+
+
+def test_a_delete_waits_for_room(rig: Rig) -> None:
+    """It is handed in once, when there is some, and not at all if the file is back by then."""
+    for name in ("a.txt", "b.txt", "c.txt"):
+        rig.write(name)
+    with rig.running(rescan_seconds=600) as source:
+        rig.until(lambda: len(rig.texts()) == 3)
+        rig.engine.has_room = lambda _event: False
+        (rig.root / "a.txt").unlink()
+        (rig.root / "b.txt").unlink()
+        rig.until(lambda: len(source._rounds._leaving) == 2)
+        rig.write("b.txt", "text", age=0)
+        before = len(rig.engine.events)
+        rig.engine.has_room = lambda _event: True
+        rig.until(lambda: "a.txt" not in rig.texts())
+        rig.until(lambda: source.status().in_flight == 0)
+        assert rig.engine.ops("s/a.txt") == [Op.UPSERT, Op.DELETE]
+        assert Op.DELETE not in rig.engine.ops("s/b.txt")
+        assert len(rig.engine.events) <= before + 2
+
+
+def _until_stopped(source: FolderSource, engine: Engine) -> None:
+    with suppress(Stopped):
+        source.run(engine, once=False)
 
 
 def test_time_stamps_in_the_future_do_not_wait_for_ever(rig: Rig) -> None:
