@@ -634,6 +634,9 @@ class ModelInfo:
     device: str
     replicas: int = 1
     """How many copies of it work at a time."""
+    cosine: float | None = None
+    """The least cosine between a sample text's vectors and those in float32; None: they are in float32, or somebody
+    else's, or it was not measured."""
 
 
 DenseVector: TypeAlias = "NDArray[np.float32]"

@@ -240,6 +240,7 @@ def told(info: ModelInfo) -> dict[str, Json]:
         "dimension": info.dimension,
         "space": info.space,
         "dtype": info.dtype,
+        "cosine": info.cosine,
         "device": info.device,
     }
 

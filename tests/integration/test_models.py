@@ -14,6 +14,7 @@ from tests.fixtures.models import cosines, embed, full, require, texts
 from ingestd.devices.check import check
 from ingestd.embedders import _folder, _space, splade
 from ingestd.embedders import sentence_transformers as dense
+from ingestd.embedders._closeness import SAMPLES
 from ingestd.embedders._location import locate
 from ingestd.embedders._sparse import TINY
 from ingestd.errors import ConfigError, DocumentError
@@ -72,6 +73,22 @@ def test_dense_in_half_the_bits(pool: Pool) -> None:
     infos = [config.build("tried", pool).info() for config in (whole, half)]
     assert infos[0].space == infos[1].space
     assert [info.dtype for info in infos] == ["float32", "bfloat16"]
+    measured = cosines(embed(half, pool, list(SAMPLES)), embed(whole, pool, list(SAMPLES))).min()
+    assert infos[0].cosine is None
+    assert infos[1].cosine == pytest.approx(measured, abs=1e-6)
+    assert measured < 1 - 1e-7, "vacuous: it was not cast"
+
+
+def test_sparse_in_half_the_bits(pool: Pool) -> None:
+    """How near the weights are to those in float32 is measured when the model is loaded."""
+    whole = splade.Config(model=SPLADE, dtype="float32", threads=1)
+    half = splade.Config(model=SPLADE, dtype="bfloat16", threads=1)
+    info = half.build("tried", pool).info()
+    width = 40_000
+    left, right = (full(embed(config, pool, list(SAMPLES)), width) for config in (whole, half))
+    measured = cosines(left, right).min()
+    assert info.cosine == pytest.approx(measured, abs=1e-6)
+    assert 0.99 < measured < 1 - 1e-9
 
 
 def test_sparse_is_what_the_library_says(pool: Pool) -> None:

@@ -161,6 +161,8 @@ def _model(settings: Settings, name: str, pool: Pool) -> tuple[Check, ModelInfo 
         return Check(f"model:{name}", ok=False, detail=str(error)), None
     size = f", {info.dimension} dimensions" if info.dimension else ""
     detail = f"{' and '.join(sorted(info.kinds))}{size}, {info.dtype} on {info.device}"
+    if info.cosine is not None:
+        detail += f", cosine to float32 at least {info.cosine:.4f}"
     return Check(f"model:{name}", ok=True, detail=detail), info
 
 

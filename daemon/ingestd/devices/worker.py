@@ -8,6 +8,7 @@ down: two threads on one tokenizer with different truncation cross over silently
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import traceback
@@ -99,7 +100,12 @@ def serve(pipe: Pipe) -> None:
     while True:
         request = pipe.recv()
         if isinstance(request, Load):
-            pipe.send(_load(request, models))
+            # Of what is made while a library is imported nothing goes away: to look for garbage takes a sixth of that.
+            gc.disable()
+            reply = _load(request, models)
+            gc.freeze()
+            gc.enable()
+            pipe.send(reply)
         elif isinstance(request, Embed):
             pipe.send(_embed(request, models[request.key]))
         else:

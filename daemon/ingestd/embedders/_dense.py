@@ -7,6 +7,8 @@ time, has no prompts for roles, and costs seconds and hundreds of megabytes to i
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from pydantic import Field
 
 from ingestd.devices.check import check
 from ingestd.embedders import _folder, _space
+from ingestd.embedders._closeness import least_cosine
 from ingestd.embedders._local import LocalConfig
 from ingestd.model import ModelInfo, Role, VectorKind
 
@@ -91,7 +94,7 @@ def load(config: DenseConfig, device: str, *, pool_prompt: bool = True) -> Dense
     """
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - loads torch: for the worker only
 
-    from ingestd.embedders import _forward  # noqa: PLC0415 - the same
+    from ingestd.embedders import _forward, _passes  # noqa: PLC0415 - the same
 
     folder = config.folder(weights=True)
     forward, dtype = _forward.load(SentenceTransformer, config, folder, device, CPU_TOKENS)
@@ -102,10 +105,13 @@ def load(config: DenseConfig, device: str, *, pool_prompt: bool = True) -> Dense
         kinds=frozenset({VectorKind.DENSE}),
         dimension=dimension,
         space=_fingerprint(config, folder, dimension, pool_prompt=pool_prompt),
-        dtype=dtype,
+        dtype=_passes.name(dtype),
         device=str(forward.device),
     )
     model = DenseModel(forward, info, normalize=config.normalize)
+    if info.dtype != "float32":
+        cosine = least_cosine(model, info.kinds, partial(forward.cast, dtype))
+        model = DenseModel(forward, replace(info, cosine=cosine), normalize=config.normalize)
     for role in Role:
         check(model.embed([WARM_UP], role, info.kinds)[VectorKind.DENSE], VectorKind.DENSE, 1, info.dimension)
     return model

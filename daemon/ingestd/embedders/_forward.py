@@ -14,7 +14,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 
 from ingestd.embedders import _folder, _nomic
-from ingestd.embedders._passes import Features, Passes, TokenizerInput, name, settle
+from ingestd.embedders._passes import Features, Passes, TokenizerInput, settle
 from ingestd.model import Role
 
 if TYPE_CHECKING:
@@ -49,6 +49,17 @@ class Forward(Passes, Generic[E]):
         self.encoder = encoder
         self.input = LibraryInput(encoder, prompts, too_long)
         super().__init__(self.input, device, budget)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Have the transformer compute in a dtype.
+
+        All else stays in float32: pooling and normalising cost nothing beside it, and in 16 bits a vector of unit
+        length is off by half a percent.
+        """
+        for role in Role:
+            first = way(self.encoder, role)[0]
+            if not isinstance(first, SparseStaticEmbedding):
+                _cast(first, dtype)
 
 
 class LibraryInput:
@@ -114,11 +125,8 @@ class LibraryInput:
         )
 
 
-def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: int) -> tuple[Forward[E], str]:
-    """Load a model from its folder.
-
-    All but the transformer stays in float32: pooling and normalising cost nothing beside it, and in 16 bits a vector
-    of unit length is off by half a percent. So they are loaded in it, and the transformer is cast.
+def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: int) -> tuple[Forward[E], torch.dtype]:
+    """Load a model from its folder, in float32.
 
     Args:
         kind: The library's class for it.
@@ -128,7 +136,7 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
         tokens: Padded tokens a batch on a CPU, where the configuration does not say.
 
     Returns:
-        The model, and the name of the dtype that it computes in.
+        The model, and the dtype that it is to be cast to.
     """
     where, dtype, budget = settle(config, device, tokens)
     encoder = kind(
@@ -146,11 +154,9 @@ def load(kind: type[E], config: LocalConfig, folder: Path, device: str, tokens: 
         length = _folder.length(folder, config.max_tokens, role)
         if length is not None:
             first.max_seq_length = length
-        if not isinstance(first, SparseStaticEmbedding):
-            _cast(first, dtype)
     for module in {second for steps in ways.values() for second in steps[1:2]}:
         module.register_forward_pre_hook(_in_float32)
-    return Forward(encoder, config.prompts(folder), where, budget, config.too_long), name(dtype)
+    return Forward(encoder, config.prompts(folder), where, budget, config.too_long), dtype
 
 
 def way(encoder: Encoder, role: Role) -> list[Any]:

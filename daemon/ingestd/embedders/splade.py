@@ -10,12 +10,15 @@ else here may touch torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ingestd.devices.check import check
 from ingestd.embedders import _folder, _space
+from ingestd.embedders._closeness import least_cosine
 from ingestd.embedders._local import LocalConfig, LocalEmbedder
 from ingestd.embedders._sparse import mark_empty
 from ingestd.model import ModelInfo, Role, SparseVector, SparseVectors, VectorKind
@@ -106,7 +109,7 @@ def load(options: Mapping[str, object], device: str) -> SparseModel:
     """
     from sentence_transformers import SparseEncoder  # noqa: PLC0415 - loads torch: for the worker only
 
-    from ingestd.embedders import _forward, _splade_pooling  # noqa: PLC0415 - the same
+    from ingestd.embedders import _forward, _passes, _splade_pooling  # noqa: PLC0415 - the same
 
     config = Config.model_validate(options)
     folder = config.folder(weights=True)
@@ -120,11 +123,14 @@ def load(options: Mapping[str, object], device: str) -> SparseModel:
             config.prompts(folder),
             {"modules": _folder.modules(folder), "keep": forward.encoder.max_active_dims},
         ),
-        dtype=dtype,
+        dtype=_passes.name(dtype),
         device=str(forward.device),
     )
     weigh = _splade_pooling.of(forward.encoder)
     model = SparseModel(forward, info, weigh, forward.encoder.max_active_dims)
+    if info.dtype != "float32":
+        cosine = least_cosine(model, info.kinds, partial(forward.cast, dtype))
+        model = SparseModel(forward, replace(info, cosine=cosine), weigh, forward.encoder.max_active_dims)
     for role in Role:
         check(model.embed([WARM_UP], role, info.kinds)[VectorKind.SPARSE], VectorKind.SPARSE, 1, None, role=role)
     return model
