@@ -194,7 +194,7 @@ def test_nothing_of_local_models_and_little_memory_without_one(workplace: Workpl
         looked = {tuple(line.split()) for line in noted.read_text().splitlines()}
         names = {name for _pid, name in looked}
         assert (str(daemon.pid), LIGHT) in looked  # it is watched, and so are its children
-        assert any(name.startswith("ingestd.extractors.") for name in names)
+        assert any(name.startswith("ingestd.nursery") for name in names)
         assert not names & set(HEAVY)
         assert not [name for name in names if name.startswith("ingestd.devices.")]
 
