@@ -144,7 +144,7 @@ class Settle:
     def _loop(self) -> None:
         while True:
             self._beat()
-            batch = self._channel.take(BATCH, LINGER, 1.0)
+            batch = self._channel.take(BATCH, LINGER, 1.0, more=self._more)
             if batch is None:
                 return
             if batch:
@@ -154,6 +154,10 @@ class Settle:
                 if mine:
                     self._settle(mine)
                 self.meter.enter(State.IDLE)
+
+    def _more(self) -> bool:
+        """Return whether more outcomes can be expected: a document that is alone does not wait for company."""
+        return sum(lanes.events for lanes in self._lanes.values()) > len(self._channel)
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
         settled = self._breakers.hold(lambda: self._store.settle(outcomes, self._fingerprints), beat=self._beat)
