@@ -240,7 +240,9 @@ def follow(lifeline: int, grace: float) -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)  # the default action is to end the process
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:
+    ended = select.poll()
+    ended.register(lifeline, select.POLLIN)
+    if ended.poll(0):
         os._exit(0)  # it ended before the kernel was told to say so
 
 

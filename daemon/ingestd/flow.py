@@ -476,6 +476,16 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
         for field, vector in configured.vectors.items()
         if vector.embedder is not None  # else Milvus fills it itself
     ]
+    embed = Embed(
+        fields,
+        window=window,
+        seconds=turn_of(settings, name),
+        patience=patience("embed"),
+        cache=ground.cache,
+        on_remembered=lambda embedder, texts: ground.metrics.embedding.texts_remembered.labels(embedder=embedder).inc(
+            texts
+        ),
+    )
     return Pipeline(
         name,
         sink=prepared.sink,
@@ -502,18 +512,10 @@ def _pipeline(ground: _Ground, prepared: _Prepared, name: str, lanes: dict[str, 
             max_chunks=limits.max_chunks,
             kept=prepared.sink.kept,
         ),
-        embed=Embed(
-            fields,
-            window=window,
-            seconds=turn_of(settings, name),
-            patience=patience("embed"),
-            cache=ground.cache,
-            on_remembered=lambda embedder, texts: ground.metrics.embedding.texts_remembered.labels(
-                embedder=embedder
-            ).inc(texts),
-        ),
+        embed=embed,
         devices=max((ground.infos[name].replicas for name in configured.embedders()), default=1),
         window=window,
+        wants=embed.wants,
         linger=linger_of(settings, name),
         write=Write(
             prepared.sink,

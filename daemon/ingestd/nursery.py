@@ -86,23 +86,23 @@ class Nursery:
         with self._state:
             return None if self._child is None else self._child.pid
 
-    def child(self, name: str, nice: int = 0) -> Child:
+    def child(self, name: str) -> Child:
         """Fork a child.
 
         Args:
             name: What people see in process lists (its first 15 characters) and messages.
-            nice: How far it stands back for others, as in nice(2).
 
         Raises:
             ChildDied: The nursery does not start, or was closed.
             OSError: There is no process to be had.
         """
         with self._lock:
+            calls = self._running()
             try:
-                return self._fork(name, nice)
+                return self._fork(calls, name)
             except ChildDied:  # it was ended from outside since the last one
                 self._end()
-                return self._fork(name, nice)
+                return self._fork(self._running(), name)
 
     def close(self) -> None:
         """End the nursery, and with it all of its children that still are."""
@@ -123,15 +123,14 @@ class Nursery:
             child.kill()
             child.close()
 
-    def _fork(self, name: str, nice: int) -> Child:
-        calls = self._running()
-        return Child(name, lambda theirs: self._forked(calls, name, nice, theirs))
+    def _fork(self, calls: socket.socket, name: str) -> Child:
+        return Child(name, lambda theirs: self._forked(calls, name, theirs))
 
-    def _forked(self, calls: socket.socket, name: str, nice: int, theirs: Ends) -> _Forked:
+    def _forked(self, calls: socket.socket, name: str, theirs: Ends) -> _Forked:
         status_read, status_write = os.pipe()
         status = Connection(status_read, writable=False)
         try:
-            socket.send_fds(calls, [json.dumps(["fork", [name, nice]]).encode()], [*theirs, status_write])
+            socket.send_fds(calls, [json.dumps(["fork", name]).encode()], [*theirs, status_write])
             answer = calls.recv(MESSAGE)
         except OSError as error:
             raise ChildDied(f"{self._name} does not answer: {error}") from error
@@ -201,7 +200,7 @@ class _Forked:
     def wait(self, timeout: float | None = None) -> int:
         """See ``children.Process``."""
         if self.poll() is None:
-            select.select([self._status.fileno()], [], [], timeout)
+            self._status.poll(timeout)
         code = self.poll()
         if code is None:
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
@@ -279,8 +278,11 @@ class _Parent:
 
     def run(self) -> _Fork | None:
         """Do what the daemon asks for. Returns None at its end, and in each child what it begins with."""
+        looked_at = select.poll()
+        for descriptor in (self._calls.fileno(), self._wake_read):
+            looked_at.register(descriptor, select.POLLIN)
         while True:
-            ready, _, _ = select.select([self._calls.fileno(), self._wake_read], [], [])
+            ready = {descriptor for descriptor, _ in looked_at.poll()}
             if self._wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, MESSAGE)
@@ -305,15 +307,25 @@ class _Parent:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            born = self._born.pop(pid)
+            born = self._born.pop(pid, None)
+            if born is None:
+                continue  # what a library started when it was imported
             with contextlib.suppress(OSError):  # the daemon has forgotten it
                 born.status.send_bytes(str(os.waitstatus_to_exitcode(status)).encode())
             born.close()
 
-    def _fork(self, about: tuple[str, int], descriptors: list[int]) -> _Fork | None:
-        read, write, lifeline, status = descriptors
+    def _fork(self, name: str, descriptors: list[int]) -> _Fork | None:
         answer: tuple[int | None, str | None]
-        life_read, life_write = os.pipe()
+        try:
+            read, write, lifeline, status = descriptors
+            life_read, life_write = os.pipe()
+        except (OSError, ValueError) as error:  # there is no room for more descriptors
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._calls.send(json.dumps([None, str(error)]).encode())
+            return None
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         born = _Born(Connection(status, readable=False), life_write)
         try:
             pid = os.fork()
@@ -323,7 +335,7 @@ class _Parent:
         else:
             if not pid:
                 born.close()
-                self._leave(*about)
+                self._leave(name)
                 return _Fork(Ends(read, write, lifeline), life_read)
             self._born[pid] = born
             answer = pid, None
@@ -332,8 +344,8 @@ class _Parent:
         self._calls.send(json.dumps(answer).encode())
         return None
 
-    def _leave(self, name: str, nice: int) -> None:
-        """Let go, in a child, of all that is the nursery's, and be what the daemon wants."""
+    def _leave(self, name: str) -> None:
+        """Let go, in a child, of all that is the nursery's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._wake_read)
@@ -343,11 +355,6 @@ class _Parent:
         os.setsid()
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as comm:  # noqa: PTH123 - one write
             comm.write(name)
-        if nice:
-            os.nice(nice)
-            # Where each session has a share of its own (sched(7), autogroup), that is what counts.
-            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123 - one write
-                group.write(str(nice))
 
 
 def _begin(begun: _Fork, target: Callable[[Pipe], None]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fixtures.daemon import wait_for
 
-from ingestd.engine.channel import Channel
+from ingestd.engine.channel import TURNS, Channel
 from ingestd.errors import Stopped
 
 if TYPE_CHECKING:
@@ -49,6 +49,47 @@ def test_what_is_urgent_goes_first_and_batches_do_not_mix() -> None:
     batches = [channel.take(99, 0.0, 0.0) for _ in range(4)]
     assert batches == [[1, 2], [11, 12], [21, 22], []]
     assert [batch.rank for batch in batches if batch] == [0, 1, 2]
+
+
+def test_what_is_less_urgent_has_a_turn_now_and_then() -> None:
+    """It delays what never ends by a batch, and does not wait for its end; both of the other ranks get theirs."""
+    channel = ranked()
+    channel.extend([11, 21, 12, 22])
+    taken: list[int] = []
+    for _ in range(5 * TURNS):
+        channel.put(1)
+        taken += channel.take(1, 0.0, 0.0) or []
+    others = [at for at, item in enumerate(taken) if item != 1]
+    assert [taken[at] for at in others] == [11, 21, 12, 22]
+    assert others == [TURNS + number * (TURNS + 1) for number in range(4)]
+    quiet = ranked()
+    for _ in range(2 * TURNS):
+        quiet.put(1)
+        assert quiet.take(1, 0.0, 0.0) == [1]
+    quiet.extend([21, 1])
+    assert quiet.take(1, 0.0, 0.0) == [1]
+
+
+def test_what_comes_for_an_empty_rank_is_noticed_beside_what_may_not_be_taken() -> None:
+    """Whoever waits for room with live events takes a backfill that there is room for."""
+    channel, blocked = ranked(), threading.Semaphore(0)
+    channel.put(1)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(
+            channel.take, 9, 0.0, DEADLINE, gate=lambda rank: rank == 2, waits=lambda _blocked: blocked.release()
+        )
+        assert blocked.acquire(timeout=DEADLINE)
+        channel.put(21)
+        assert taken.result(DEADLINE / 2) == [21]
+
+
+def test_a_closed_channel_has_no_room() -> None:
+    """Whoever waits for room ends."""
+    channel = ranked(1)
+    assert channel.has_room(2)
+    channel.close()
+    with pytest.raises(Stopped):
+        channel.has_room(2)
 
 
 def test_what_may_not_go_on_stays_and_keeps_nothing_else() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ class Bench:
             "c/stage",
             work,
             self.inbound,
-            Appetite(100),
+            Appetite(100, gives_way=True),
             pass_on=self._pass_on,
             gate=lambda rank: rank in self.room,
             settle=lambda outcomes: self.settled.append([outcome.event.key.document_id for outcome in outcomes]),
@@ -162,6 +163,19 @@ def test_a_step_waits_for_room_behind_it_and_what_is_more_urgent_does_not() -> N
     assert bench.thread.join(DEADLINE)
     assert (bench.passed, bench.errors) == ([[202], [2], [204]], [])
     assert "busy" in said[said.index("beat") :]
+
+
+def test_what_never_ends_is_given_way_to_for_a_while() -> None:
+    """A backfill goes on, a step at a time, however many live documents come."""
+    live = itertools.count(2, 2)
+    bench = Bench(Halves(lambda number: bench.inbound.put(next(live) * 10) if number < 100 else None))
+    bench.inbound.put(0)
+    bench.run_open([202, 204, 206])
+    wait_for(lambda: any(206 in some for some in bench.passed), "the backfill is done")
+    bench.work.wait = lambda _number: None
+    bench.inbound.close()
+    assert bench.thread.join(DEADLINE)
+    assert bench.errors == []
 
 
 def test_what_there_is_no_room_for_is_not_begun() -> None:

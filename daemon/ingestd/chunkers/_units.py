@@ -103,13 +103,13 @@ class Units:
 
 
 MARGIN = 1.25
-"""How many times more tokens a text may have than its chunks have together: white space between them is in none."""
+"""How many times more tokens a text may have than its chunks have together: spaces between them are in none."""
 
 
 def certainly_more(text: str, tokenizer: Tokenizer, max_tokens: int, chunks: int) -> bool:
     """Return whether a text has more chunks than so many, wherever it is cut. False says nothing."""
     most = chunks * max_tokens
-    return len(text) > most and tokenizer.count(text) > MARGIN * most
+    return len(text) > most and tokenizer.count(" ".join(text.split())) > MARGIN * most
 
 
 def measure(text: str, tokenizer: Tokenizer, max_tokens: int) -> Units:

@@ -1,5 +1,8 @@
 """A queue between two stages, which hands out whole batches, the most urgent first.
 
+What is less urgent gets one batch in ``TURNS`` while what is more urgent never ends: it delays that by a batch, and
+waits for no end itself. An edit of a document whose backfill is under way waits for that, and so does an offset.
+
 Back-pressure is a full channel: a stage takes no more of a rank than goes on, and so its own inbound channel fills, up
 to the sources. Writing never blocks. A thread that waited for room with backfill in its hands would stand before live
 events, and those before the whole backfill; so a stage looks for room before it takes something (``Gate``), and what it
@@ -28,6 +31,8 @@ Gate: TypeAlias = "Callable[[int], bool]"
 """Says whether what is of this rank may be taken: whether there is room for what becomes of it."""
 
 RANKS = len(Priority)
+TURNS = 8
+"""Batches in a row that go before something less urgent."""
 
 
 def always_open(_rank: int) -> bool:
@@ -39,6 +44,7 @@ class Batch(list[T]):
     """Items of one rank."""
 
     rank: int = 0
+    weight: int = 0
 
 
 class _Wish(NamedTuple):
@@ -46,8 +52,8 @@ class _Wish(NamedTuple):
 
     weight: int
     """To be woken for every item would cost more than the item."""
-    below: int
-    """Of more urgent ranks than this: what is less urgent is there already, and may not be taken."""
+    ranks: frozenset[int]
+    """Of which ranks: what is there already, and may not be taken, is no news."""
 
 
 class Channel(Generic[T]):
@@ -78,6 +84,10 @@ class Channel(Generic[T]):
         self._filled = threading.Condition()
         self._wishes: dict[int, _Wish] = {}
         """By thread."""
+        self._passed = 0
+        """Batches taken in a row while something less urgent might have been."""
+        self._turns = 0
+        """How often something less urgent had its turn."""
         self._on_room: list[Callable[[], None]] = []
 
     @property
@@ -90,7 +100,13 @@ class Channel(Generic[T]):
         return sum(map(len, self._items))
 
     def has_room(self, rank: int = 0) -> bool:
-        """Return whether there is room for more of a rank."""
+        """Return whether there is room for more of a rank.
+
+        Raises:
+            Stopped: The channel was closed: nothing more will go on.
+        """
+        if self._closed:
+            raise Stopped(self._name)
         return self._capacity is None or self._weights[rank] < self._capacity
 
     def tell(self, on_room: Callable[[], None]) -> None:
@@ -120,16 +136,16 @@ class Channel(Generic[T]):
             if rank_of is None:
                 self._items[0].extend(items)
                 self._weights[0] += len(items) if weigh is None else sum(map(weigh, items))
-                most = 0
+                added = {0}
             else:
-                most = RANKS
+                added = set()
                 for item in items:
                     rank = rank_of(item)
                     self._items[rank].append(item)
                     self._weights[rank] += 1 if weigh is None else weigh(item)
-                    most = min(most, rank)
-            for wish in self._wishes.values():
-                if most < wish.below and (wish.weight == 1 or max(self._weights[: wish.below]) >= wish.weight):
+                    added.add(rank)
+            for weight, ranks in self._wishes.values():
+                if any(rank in ranks and (weight == 1 or self._weights[rank] >= weight) for rank in added):
                     self._filled.notify_all()
                     break
 
@@ -158,27 +174,27 @@ class Channel(Generic[T]):
         """
         deadline = time.monotonic() + patience
         with self._filled:
-            while (rank := self._next(gate, RANKS)) is None:
-                blocked = self._first()
-                if self._closed and blocked is None:
+            while (rank := self._whose_turn(gate)) is None:
+                empty = self._empty()
+                blocked = len(empty) < len(self._items)
+                if self._closed and not blocked:
                     return None
-                waits(blocked is not None)
-                if not self._wait(_Wish(1, RANKS if blocked is None else blocked), deadline):
+                waits(blocked)
+                if not self._wait(_Wish(1, empty), deadline):
                     return Batch()
             if linger and self._weights[rank] < limit and not self._closed and more():
                 deadline = time.monotonic() + linger
                 waits(False)
+                wish = _Wish(limit, frozenset(range(rank + 1)))
                 # Whatever else is put meanwhile wakes nobody before the batch is full.
-                while self._weights[rank] < limit and not self._closed and self._wait(_Wish(limit, rank + 1), deadline):
+                while self._weights[rank] < limit and not self._closed and self._wait(wish, deadline):
                     pass
-                lingered = self._next(gate, rank + 1)
-                if lingered is None:  # another reader has it
+                if not self._items[rank] or not gate(rank):  # another reader has it, or has filled what is behind
                     return Batch()
-                rank = lingered
-            was_full = not self.has_room(rank)
             batch = self._remove(rank, limit)
-            has_room = was_full and self.has_room(rank)
-        if has_room:
+            self._note_turn(rank)
+            made_room = self._made_room(batch)
+        if made_room:
             self._tell()
         return batch
 
@@ -190,10 +206,9 @@ class Channel(Generic[T]):
             rank = self._next(gate, below)
             if rank is None:
                 return Batch()
-            was_full = not self.has_room(rank)
             batch = self._remove(rank, limit)
-            has_room = was_full and self.has_room(rank)
-        if has_room:
+            made_room = self._made_room(batch)
+        if made_room:
             self._tell()
         return batch
 
@@ -201,7 +216,7 @@ class Channel(Generic[T]):
         """Wait until a rank is let through, or something may be taken that is more urgent."""
         with self._filled:
             if self._next(gate, rank) is None and not gate(rank):
-                self._wait(_Wish(1, rank), time.monotonic() + seconds)
+                self._wait(_Wish(1, self._empty() & frozenset(range(rank))), time.monotonic() + seconds)
 
     def nudge(self) -> None:
         """Have readers ask their gates again."""
@@ -232,9 +247,29 @@ class Channel(Generic[T]):
                 return rank
         return None
 
-    def _first(self) -> int | None:
-        """Return the most urgent rank that has something."""
-        return next((rank for rank, queue in enumerate(self._items) if queue), None)
+    def _whose_turn(self, gate: Gate) -> int | None:
+        """Return the rank that is taken next."""
+        rank = self._next(gate, RANKS)
+        if rank is None or self._passed < TURNS:
+            return rank
+        others = [other for other in range(rank + 1, len(self._items)) if self._items[other] and gate(other)]
+        return others[self._turns % len(others)] if others else rank
+
+    def _note_turn(self, rank: int) -> None:
+        if any(self._items[:rank]):
+            self._turns += 1
+            self._passed = 0
+        else:
+            self._passed = self._passed + 1 if any(self._items[rank + 1 :]) else 0
+
+    def _empty(self) -> frozenset[int]:
+        """Return the ranks that have nothing."""
+        return frozenset(rank for rank, queue in enumerate(self._items) if not queue)
+
+    def _made_room(self, batch: Batch[T]) -> bool:
+        """Return whether there is room of a rank, and was none before a batch was taken out."""
+        after = self._weights[batch.rank]
+        return self._capacity is not None and after < self._capacity <= after + batch.weight
 
     def _wait(self, wish: _Wish, deadline: float) -> bool:
         """Wait until something happens; return False when it is too late for that."""
@@ -263,7 +298,8 @@ class Channel(Generic[T]):
                 queue.clear()
             else:
                 batch.extend(queue.popleft() for _ in range(limit))
-            self._weights[rank] -= len(batch)
+            batch.weight = len(batch)
+            self._weights[rank] -= batch.weight
             return batch
         taken = 0
         while queue:
@@ -272,5 +308,6 @@ class Channel(Generic[T]):
                 break
             batch.append(queue.popleft())
             taken += weight
+        batch.weight = taken
         self._weights[rank] -= taken
         return batch

@@ -84,6 +84,7 @@ class Pipeline:
         embed: The fourth's.
         devices: The number of threads that run it: one for each device that its models are on.
         window: The most chunks that one of them takes at a time.
+        wants: Asked how many that should be now; None: as many.
         linger: Seconds that it waits for them.
         write: The last one's.
         silence: Seconds that a stage's call may take, by stage: its timeouts.
@@ -108,6 +109,7 @@ class Pipeline:
         embed: Work[Chunked, Embedded | Abandoned],
         devices: int = 1,
         window: int,
+        wants: Callable[[], int] | None = None,
         linger: float,
         write: Work[Embedded | Abandoned, object],
         silence: Mapping[str, float],
@@ -188,7 +190,14 @@ class Pipeline:
         )
         chunking = stage("chunk", chunk, extracted, Appetite(CHUNKED, LINGER, silence["chunk"]), to_embed, chunked)
         embedding = [
-            stage(step, embed, chunked, Appetite(window, linger, silence["embed"]), embedded.extend, embedded)
+            stage(
+                step,
+                embed,
+                chunked,
+                Appetite(window, linger, silence["embed"], wants=wants, gives_way=True),
+                embedded.extend,
+                embedded,
+            )
             for step in (["embed"] if devices == 1 else [f"embed-{number}" for number in range(1, devices + 1)])
         ]
         writing = stage("write", write, embedded, Appetite(WRITE_BATCH, WRITE_LINGER, silence["write"]), _nothing_more)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from ingestd.engine.channel import always_open
+from ingestd.engine.channel import TURNS, always_open
 from ingestd.engine.workload import Meter, State
 from ingestd.errors import Stopped
 from ingestd.model import Outcome
@@ -65,6 +65,10 @@ class Appetite:
     """Seconds that a batch may take before its first result and between results: the timeouts of its calls."""
     more: Callable[[], bool] = lambda: True
     """Asked whether there is anything that is worth waiting for."""
+    wants: Callable[[], int] | None = None
+    """Asked for the limit, where it changes; never more than ``limit``."""
+    gives_way: bool = False
+    """Whether what is more urgent goes first between the steps of a batch."""
 
 
 class StageThread(Generic[In, Out]):
@@ -132,7 +136,7 @@ class StageThread(Generic[In, Out]):
         while True:
             self._beat()
             batch = self._inbound.take(
-                self._appetite.limit,
+                self._limit(),
                 self._appetite.linger,
                 PATIENCE,
                 gate=self._gate,
@@ -160,7 +164,8 @@ class StageThread(Generic[In, Out]):
 
         def flush() -> None:
             hand_over()
-            self._give_way(batch.rank)
+            if self._appetite.gives_way:
+                self._give_way(batch.rank)
 
         try:
             for result in self._work.process(batch, flush):
@@ -178,10 +183,13 @@ class StageThread(Generic[In, Out]):
 
     def _give_way(self, rank: int) -> None:
         """Work on what is more urgent, and wait until there is room for more of this rank."""
-        gave_way = False
+        gave_way, turns = False, 0
         while True:
-            batch = self._inbound.urgent(self._appetite.limit, rank, self._gate)
+            # Not for ever, but for as long as there is nothing else that can be done.
+            more = turns < TURNS or not self._gate(rank)
+            batch = self._inbound.urgent(self._limit(), rank, self._gate) if more else None
             if batch:
+                turns += 1
                 self._work_on(batch)
             elif self._gate(rank):
                 break
@@ -193,6 +201,9 @@ class StageThread(Generic[In, Out]):
             gave_way = True
         if gave_way:
             self._begin()  # whoever waited was allowed less silence meanwhile
+
+    def _limit(self) -> int:
+        return self._appetite.limit if self._appetite.wants is None else self._appetite.wants()
 
     def _wait(self, blocked: bool) -> None:  # noqa: FBT001 - Channel calls it so
         self.meter.enter(State.BLOCKED if blocked else State.IDLE)

@@ -42,8 +42,6 @@ SHARED_REVISION = 1
 """Raised when ``_encoding`` or ``_kind`` would give the same bytes another text: part of the fingerprint."""
 
 
-NICE = 5
-"""How far reading without hurry stands back: a third of a core where all cores are wanted."""
 WAIT_SECONDS = 1.0
 """Between two signs that a document waits for a worker."""
 
@@ -93,13 +91,12 @@ class IsolatedExtraction:
             env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
 
-        def slots(name: str, nice: int) -> list[Slot]:
+        def slots(name: str) -> list[Slot]:
             return [
                 Slot(
                     f"{name}-{number}",
                     setup,
                     nursery=nursery,
-                    nice=nice,
                     wall_seconds=wall_seconds,
                     recycle=recycle,
                     pace=pace,
@@ -107,7 +104,7 @@ class IsolatedExtraction:
                 for number in range(1, workers + 1)
             ]
 
-        self._idle = {True: slots("extract", 0), False: slots("extract-long", NICE)}
+        self._idle = {True: slots("extract"), False: slots("extract-long")}
         """By whether the call is in a hurry."""
         self._slots = tuple(slot for lot in self._idle.values() for slot in lot)
         self._changed = threading.Condition()

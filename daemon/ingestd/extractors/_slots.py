@@ -68,11 +68,10 @@ class Slot:
     """A place for one worker. One thread at a time reads documents here; ``stop`` may come from any thread."""
 
     def __init__(
-        self, name: str, setup: Setup, *, nursery: Nursery, nice: int, wall_seconds: float, recycle: int, pace: Pace
+        self, name: str, setup: Setup, *, nursery: Nursery, wall_seconds: float, recycle: int, pace: Pace
     ) -> None:
         self._name = name
         self._nursery = nursery
-        self._nice = nice
         self._pace = pace
         self._setup = setup
         self._wall_seconds = wall_seconds
@@ -97,10 +96,10 @@ class Slot:
                 answer = self._ask(child, (number, content), self._wall_seconds)
             except ChildDied:
                 seconds = time.monotonic() - began
+                self._after_death(child)  # from here on it is known how it ended
                 how = self._cause(child, seconds)
                 # Not by us, and nothing that a document does: memory is short outside, or somebody ended it.
                 killed = child.returncode == -signal.SIGKILL and seconds < self._wall_seconds
-                self._after_death(child)
                 continue
             return _document(answer)
         if killed:
@@ -163,9 +162,7 @@ class Slot:
         if self._child is not None:
             return self._child
         try:
-            child = _child(
-                self._nursery, self._name, self._nice
-            )  # whoever stops us closes the nursery, and so ends the wait
+            child = _child(self._nursery, self._name)  # whoever stops us closes the nursery, and so ends the wait
             self._keep(child)
             _greet(child, self._setup)
         except BaseException as error:
@@ -205,14 +202,14 @@ class Slot:
         return f"exit status {code}"
 
 
-def _child(nursery: Nursery, name: str, nice: int) -> Child:
+def _child(nursery: Nursery, name: str) -> Child:
     """Start a worker.
 
     Raises:
         UnavailableError: There is no process to be had, or what it needs cannot be imported.
     """
     try:
-        return nursery.child(name, nice)
+        return nursery.child(name)
     except ChildDied as error:
         raise UnavailableError("extraction", f"the extraction worker does not start: {error}") from error
     except OSError as error:

@@ -81,6 +81,10 @@ class Settling:
         """Return how many files are being waited for."""
         return len(self._watched)
 
+    def __contains__(self, document: str) -> bool:
+        """Return whether a file is being waited for."""
+        return document in self._watched
+
     def rests_at(self, document: str, found: Found, *, closed: bool, wall: float, now: float) -> float:
         """Return from when on the file counts as settled: ``now`` or earlier if it does already.
 

@@ -39,7 +39,13 @@ CONFIRM = 1.0
 STARTING_SCANS = 2
 """What was confirmed while no daemon ran counts for the first scans, and no later ones."""
 CROWDED = 0.02
-"""Seconds between two turns while the pipeline is full."""
+"""Seconds between two turns while the pipeline is full,"""
+PATIENT = 100
+"""for so many turns; then it is an outage, or a halt, and"""
+TICK = 0.5
+"""seconds between them."""
+FIRST = float("-inf")
+"""A time before all others."""
 BATCH = 256
 """The most looks in one turn: hints and outcomes are taken in between."""
 
@@ -86,8 +92,8 @@ class Rounds:
         self._leaving: deque[str] = deque()
         self._to_judge = False
         self._confirmed_before: frozenset[str] = frozenset()
-        self._crowded = False
-        """Whether there was no room for something at the last turn."""
+        self._crowded = 0
+        """Turns without room for something, one after the other."""
         # Notes from other threads.
         self.notices: deque[Notice | Trial] = deque()
         """In one order: an outcome that came after its trial undoes what that says."""
@@ -194,7 +200,7 @@ class Rounds:
         """Return when a turn has something to do, as far as it is known now."""
         now = self._clock.monotonic()
         if self._crowded:
-            return now + CROWDED
+            return now + (CROWDED if self._crowded < PATIENT else TICK)
         if self._leaving or self._to_judge:
             return now
         dues = (self._agenda.next(), self._backlog.next(), self.moves.next())
@@ -252,14 +258,15 @@ class Rounds:
         self._take_notes(now)
         if hinted is not None:
             self._take_hints(hinted.paths.items(), now)
-        self._crowded = not (self._work_off(intake, self._agenda, now) and self._work_off(intake, self._backlog, now))
+        crowded = not (self._work_off(intake, self._agenda, now) and self._work_off(intake, self._backlog, now))
         self._judge()
         for _ in range(min(BATCH, len(self._leaving))):
             document = self._leaving.popleft()
             if not self._part_with(intake, document):
                 self._leaving.appendleft(document)
-                self._crowded = True
+                crowded = True
                 break
+        self._crowded = self._crowded + 1 if crowded else 0
         for document in self.moves.turn(self._view, lambda: self._answered(intake)):
             self._agenda.put(document, now)
         self.reading_since = None
@@ -353,6 +360,9 @@ class Rounds:
             document = document_id(self._name, path.removesuffix(SIDECAR))
             if self._tree.follow and document not in self._view.files:
                 continue  # whether a path is a document's own is for the scan to say: it may be one of several
+            if not closed and document in self._settling and document in self._agenda:
+                self._closed.discard(document)
+                continue  # somebody goes on writing it, and it is looked at when it may have come to rest
             if not path.endswith(SIDECAR):
                 (self._closed.add if closed else self._closed.discard)(document)
             self._agenda.put(document, now)
@@ -363,7 +373,7 @@ class Rounds:
         """Look at what is due; return whether the pipeline took all that came of it."""
         for document in agenda.due(now, BATCH):
             if not self._look(intake, document, agenda):
-                agenda.put(document, now)
+                agenda.put(document, FIRST)  # or else a large file would never get in beside small ones
                 return False
         return True
 

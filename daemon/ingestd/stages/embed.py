@@ -91,6 +91,8 @@ class Embed:
         self._seconds = seconds
         self._size = window if seconds is None else min(LEAST, window)
         """Rows that go through the models at a time."""
+        self._costs: dict[str, float] = {}
+        """By embedder: the seconds that it took for a text."""
         self._patience = patience
         self._cache = cache
         self._on_remembered = on_remembered
@@ -123,10 +125,7 @@ class Embed:
 
     def _embed(self, run: Sequence[_Piece]) -> Iterator[Embedded | Abandoned | Outcome]:
         made: _Made = {}
-        began = time.monotonic()
-        results = list(isolate(run, lambda some: self._vectors(some, made)))
-        self._pace(len(run), time.monotonic() - began)
-        for pieces, result in results:
+        for pieces, result in isolate(run, lambda some: self._vectors(some, made)):
             if isinstance(result, Exception):
                 document = pieces[0].document
                 event, content = document.chunked.event, document.chunked.extracted.content
@@ -137,11 +136,18 @@ class Embed:
         for document in {id(piece.document): piece.document for piece in run}.values():
             yield self._window_of(document)
 
-    def _pace(self, rows: int, seconds: float) -> None:
-        """Take note of how long it took."""
-        if self._seconds is not None:
-            fit = int(rows * self._seconds / max(seconds, 1e-6))
-            self._size = min(self._window, max(LEAST, fit))
+    def wants(self) -> int:
+        """Return how many rows should go through the models at a time."""
+        return self._size
+
+    def _pace(self, embedder: str, texts: int, seconds: float) -> None:
+        """Take note of how long a model took: what is remembered, or waited for, says nothing of it."""
+        if self._seconds is None:
+            return
+        self._costs[embedder] = seconds / texts
+        fit = int(self._seconds / max(sum(self._costs.values()), 1e-6))
+        # Texts differ in length: it grows slowly, and shrinks at once.
+        self._size = min(self._window, max(LEAST, min(fit, 2 * self._size)))
 
     @staticmethod
     def _window_of(document: _Progress) -> Embedded | Abandoned | Outcome:
@@ -217,8 +223,15 @@ class Embed:
     def _ask(self, fields: Sequence[VectorField], texts: Sequence[str]) -> Mapping[str, Vectors]:
         embedder = fields[0].embedder
         kinds = frozenset(vector_field.kind for vector_field in fields)
+
+        def embed() -> Mapping[VectorKind, Vectors]:
+            began = time.monotonic()
+            vectors = embedder.embed(texts, Role.DOCUMENT, kinds)
+            self._pace(embedder.name, len(texts), time.monotonic() - began)
+            return vectors
+
         answer = self._patience.hold(
-            lambda: embedder.embed(texts, Role.DOCUMENT, kinds),
+            embed,
             lambda: embedder.embed(PROBE, Role.DOCUMENT, kinds),
         )
         for vector_field in fields:
