@@ -50,6 +50,7 @@ def test_a_stop_amid_a_rebalance(workplace: Workplace, tansu: Tansu, tmp_path: P
             last.until_ready()
             place.until_committed(240)  # Tansu leaves whoever comes after such an end unanswered for minutes, at times
             assert last.totals["dead_lettered"] == 0
+        workplace.until_gone()  # or else its Milvus is asked while it ends
         assert documents == workplace.documents() | other.documents()
 
 
